@@ -59,7 +59,7 @@ pub fn spawn_on_tokio(name: &'static str, future: TaskFuture) -> TaskHandle {
     let task = tokio::spawn(async move {
         future.await;
         // Nobody needs to wait for the end.
-        drop(done.send(()));
+        done.send(()).unwrap_or_default();
     });
     TaskHandle { name, ended, abort: task.abort_handle() }
 }
