@@ -1,9 +1,15 @@
 //! Build and check steps that are more than one cargo command. `make help` lists the targets that call them.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a build tool talks to the terminal")]
+#![expect(clippy::disallowed_methods, reason = "a build tool may read the clock")]
 
+mod cache;
 mod crds;
 mod deps;
 mod ebpf;
+mod ignored;
 mod setup;
+mod test;
+mod totals;
 
 use clap::{Parser, Subcommand};
 
@@ -22,8 +28,12 @@ enum Step {
     Deps,
     /// Build the BPF object.
     Ebpf(ebpf::Args),
+    /// Check that no test carries `#[ignore]`.
+    Ignored,
     /// Install and build what a bare Debian 12 lacks: packages, BPF toolchain, Kubernetes parts, images.
     Setup(setup::Args),
+    /// Run every check, in rungs from cheap to dear, and sum the totals.
+    Test,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -31,6 +41,8 @@ fn main() -> anyhow::Result<()> {
         Step::Crds(args) => crds::run(&args),
         Step::Deps => deps::run(),
         Step::Ebpf(args) => ebpf::run(&args),
+        Step::Ignored => ignored::run(),
         Step::Setup(args) => setup::run(&args),
+        Step::Test => test::run(),
     }
 }

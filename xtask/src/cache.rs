@@ -1,0 +1,45 @@
+//! Where slow things are kept: build trees, tools, Kubernetes parts, images.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+
+/// `${BASAL_CACHE:-$HOME/.cache/basal}`.
+pub(crate) fn dir() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = env::var_os("BASAL_CACHE").filter(|dir| !dir.is_empty()) {
+        return Ok(PathBuf::from(dir));
+    }
+    let home = env::var_os("HOME").context("neither BASAL_CACHE nor HOME is set; set one of them")?;
+    Ok(Path::new(&home).join(".cache/basal"))
+}
+
+/// The checkout that this xtask was built from.
+pub(crate) fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// `PATH` with the cached tools and Kubernetes parts before everything else.
+pub(crate) fn path() -> anyhow::Result<OsString> {
+    let cache = dir()?;
+    let before = [cache.join("tools/bin"), cache.join("parts/bin")];
+    let old = env::var_os("PATH").unwrap_or_default();
+    Ok(env::join_paths(before.into_iter().chain(env::split_paths(&old)))?)
+}
+
+/// Runs a command in the checkout, its output on ours.
+pub(crate) fn run(command: &[&str]) -> anyhow::Result<()> {
+    let (program, args) = command.split_first().context("no command")?;
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(checkout())
+        .env("PATH", path()?)
+        .status()
+        .with_context(|| format!("could not start {program}; `make setup` installs what is missing"))?;
+    ensure!(status.success(), "`{}` failed: {status}", command.join(" "));
+    Ok(())
+}
