@@ -1,1 +1,10 @@
-//! basal-e2e
+//! Real Kubernetes on one machine. [`servers`] starts a real etcd or kube-apiserver on loopback for the integration
+//! tests of other crates and promises that none outlives the test that started it. The API blocks: it runs real
+//! processes in real time, each wait is bounded, and a wait that ends without success says what it waited for and
+//! where the logs are. No other crate of the workspace is needed here, so that each of them can use this one.
+
+pub mod command;
+pub mod parts;
+pub mod process;
+pub mod servers;
+pub mod wait;

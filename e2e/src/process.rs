@@ -1,0 +1,200 @@
+//! Processes that run beside the caller.
+
+use std::fs::{self, File};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+use std::{io, thread};
+
+use anyhow::{Context, bail};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, getpid, getppid};
+
+use crate::wait::{self, Check};
+
+/// A process in a process group of its own that ends, at the latest, with the process that started it.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    /// Starts it, its output appended to `log`.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let parent = getpid();
+        redirect(&mut command, log)?;
+        command.process_group(0);
+        let end_with_parent = move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have gone before the line above took effect.
+            if getppid() != parent {
+                return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+            }
+            Ok(())
+        };
+        #[expect(unsafe_code, reason = "a child can only be bound to its parent between fork and exec")]
+        // SAFETY: the closure runs in the forked child; it calls prctl(2) and getppid(2), both async-signal-safe,
+        // and neither allocates nor takes a lock.
+        unsafe {
+            command.pre_exec(end_with_parent)
+        };
+        let child = spawn_on_lasting_thread(command).with_context(|| format!("starting {name}"))?;
+        Ok(Self { name: name.to_owned(), log: log.to_owned(), child })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its output goes.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Fails, with the end of its log, when it has ended.
+    pub fn check_running(&mut self) -> anyhow::Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("{} ended with {status}; {} ends with:\n{}", self.name, self.log.display(), tail(&self.log));
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to its process group.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        killpg(self.group()?, signal).with_context(|| format!("sending {signal} to {}", self.name))
+    }
+
+    /// Asks it to end (SIGTERM) and waits; after `limit` it is killed.
+    pub fn stop(mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        let ended = wait::until("the process to end", limit, Duration::from_millis(10), || {
+            Ok(self.child.try_wait()?.map_or_else(|| Check::NotYet("it runs".into()), Check::Done))
+        });
+        match ended {
+            Ok(status) => Ok(status),
+            Err(_timeout) => self.kill(),
+        }
+    }
+
+    /// Kills its process group (SIGKILL) and collects it.
+    pub fn kill(mut self) -> anyhow::Result<ExitStatus> {
+        self.kill_now()
+    }
+
+    fn kill_now(&mut self) -> anyhow::Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        self.signal(Signal::SIGKILL)?;
+        Ok(self.child.wait()?)
+    }
+
+    fn group(&self) -> anyhow::Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a process id beyond i32")?))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The kernel kills it with this process anyway.
+        drop(self.kill_now());
+    }
+}
+
+/// Starts a process that outlives the caller, in a session of its own; answers its id.
+pub fn start_detached(name: &str, mut command: Command, log: &Path) -> anyhow::Result<u32> {
+    redirect(&mut command, log)?;
+    #[expect(unsafe_code, reason = "a session can only be left between fork and exec")]
+    // SAFETY: setsid(2) is async-signal-safe; the closure neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into))
+    };
+    let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+    let pid = child.id();
+    // Collects it while the caller lives, so that a dead one does not look alive.
+    thread::spawn(move || child.wait());
+    Ok(pid)
+}
+
+/// Whether a process exists and is no zombie.
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    start_time(pid).is_some()
+}
+
+/// When a process started, in clock ticks since boot (field 22 of /proc/PID/stat); with the id it names a process for
+/// good. `None` when there is none or it has ended.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Sends a signal to one process; one that has gone is no error.
+pub fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let target = Pid::from_raw(i32::try_from(pid).context("a process id beyond i32")?);
+    match kill(target, signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("sending {signal} to process {pid}")),
+    }
+}
+
+/// The end of a log, for messages.
+#[must_use]
+pub fn tail(log: &Path) -> String {
+    const LINES: usize = 20;
+    let Ok(bytes) = fs::read(log) else { return "(no log)".into() };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+}
+
+/// Whether a status says that a signal ended it.
+#[must_use]
+pub fn ended_by(status: ExitStatus, signal: Signal) -> bool {
+    status.signal() == Some(signal as i32)
+}
+
+fn redirect(command: &mut Command, log: &Path) -> anyhow::Result<()> {
+    let file = File::options().create(true).append(true).open(log);
+    let file = file.with_context(|| format!("opening {}", log.display()))?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    Ok(())
+}
+
+type Order = (Command, Sender<io::Result<Child>>);
+
+/// The parent-death signal fires when the *thread* that forked ends, and test threads come and go: all forks happen on
+/// one thread that lives as long as the process.
+fn spawn_on_lasting_thread(command: Command) -> io::Result<Child> {
+    static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (orders, inbox): (Sender<Order>, Receiver<Order>) = channel();
+        thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                // The asker waits for the answer; one that has gone took its thread along.
+                drop(answer.send(command.spawn()));
+            }
+        });
+        orders
+    });
+    let gone = || io::Error::other("the thread that starts processes has ended");
+    let (answer, child) = channel();
+    spawner.send((command, answer)).map_err(|_disconnected| gone())?;
+    child.recv().map_err(|_disconnected| gone())?
+}

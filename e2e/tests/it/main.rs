@@ -1,0 +1,4 @@
+//! The servers, for real.
+
+#[cfg(test)]
+mod servers;
