@@ -1,0 +1,71 @@
+//! What the loader tells the programs when it loads them: the constant [`Config`] in their read-only data.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::NetIp;
+
+/// Name of the global variable in the object.
+pub const SYMBOL: &str = "BASAL_CONFIG";
+
+/// Pod traffic always passes the host stack, where kube-proxy translates services (Cilium's
+/// `enable-host-legacy-routing`).
+pub const FLAG_LEGACY_ROUTING: u32 = 1;
+/// The cluster has both families, so world is two identities (9 and 10) rather than one (2).
+pub const FLAG_SPLIT_WORLD: u32 = 2;
+
+/// Load-time constants of all programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Config {
+    /// The pods' IPv4 gateway; unspecified without IPv4.
+    pub router_ipv4: NetIp,
+    /// The pods' IPv6 gateway; unspecified without IPv6.
+    pub router_ipv6: NetIp,
+    /// Interface index of `cilium_vxlan`.
+    pub vxlan_ifindex: u32,
+    /// Largest IP packet that fits into the tunnel, in bytes.
+    pub route_mtu: u32,
+    /// UDP port of the tunnel, host order.
+    pub tunnel_port: u32,
+    /// `FLAG_…`.
+    pub flags: u32,
+}
+
+impl Config {
+    /// What an object has before a loader writes it; programs that run with it pass nothing on.
+    pub const UNSET: Self = Self {
+        router_ipv4: NetIp::UNSPECIFIED,
+        router_ipv6: NetIp::UNSPECIFIED,
+        vxlan_ifindex: 0,
+        route_mtu: 0,
+        tunnel_port: 0,
+        flags: FLAG_LEGACY_ROUTING,
+    };
+
+    /// True when pod traffic always passes the host stack.
+    #[must_use]
+    #[inline(always)]
+    pub const fn legacy_routing(&self) -> bool {
+        self.flags & FLAG_LEGACY_ROUTING != 0
+    }
+
+    /// True when world is two identities.
+    #[must_use]
+    #[inline(always)]
+    pub const fn split_world(&self) -> bool {
+        self.flags & FLAG_SPLIT_WORLD != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assert_layout;
+
+    #[test]
+    fn layout_is_fixed() {
+        assert_layout!(Config, size 48, {
+            router_ipv4 @ 0, router_ipv6 @ 16, vxlan_ifindex @ 32, route_mtu @ 36, tunnel_port @ 40, flags @ 44,
+        });
+    }
+}
