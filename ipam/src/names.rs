@@ -1,0 +1,152 @@
+//! The names that a claim carries.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is no name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// No RFC 1123 subdomain, which is what Kubernetes demands of a Node's name.
+    #[error(
+        "{0:?} is not a node name: at most 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends"
+    )]
+    Node(String),
+    /// No uid.
+    #[error("{0:?} is not a Node's metadata.uid: 1 to 128 printable ASCII characters")]
+    Uid(String),
+}
+
+/// The name of a Kubernetes Node (RFC 1123 subdomain).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// The text is no RFC 1123 subdomain.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let good = text.len() <= 253
+            && text.bytes().all(|b| inner(b) || b == b'-' || b == b'.')
+            && text.bytes().next().is_some_and(inner)
+            && text.bytes().last().is_some_and(inner);
+        if good { Ok(Self(text.into())) } else { Err(NameError::Node(text.into())) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The `metadata.uid` of a Kubernetes Node: tells a Node from a later one of the same name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeUid(Arc<str>);
+
+impl NodeUid {
+    /// Checks a uid.
+    ///
+    /// # Errors
+    /// The text is empty, too long, or holds characters that no uid has.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        if (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Uid(text.into()))
+        }
+    }
+
+    /// The uid.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The random id of a leader's term. Two terms never share one, so the fence's value tells whose term it is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TermId(Arc<str>);
+
+impl TermId {
+    /// Makes an id of 128 random bits.
+    #[must_use]
+    pub fn from_random(high: u64, low: u64) -> Self {
+        Self(format!("{high:016x}{low:016x}").into())
+    }
+
+    /// The id: 32 hexadecimal digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! text {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+macro_rules! checked {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                Self::new(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.as_ref().to_owned()
+            }
+        }
+    };
+}
+text!(NodeName);
+text!(NodeUid);
+text!(TermId);
+checked!(NodeName);
+checked!(NodeUid);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_names_follow_rfc_1123() {
+        for good in ["a", "node-1", "ip-10-0-0-1.eu.example.org", "1", &"a".repeat(253)] {
+            assert_eq!(NodeName::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "-a", "a-", "A", "a/b", "a_b", ".a", "a ", "ä", &"a".repeat(254)] {
+            assert_eq!(NodeName::new(bad), Err(NameError::Node(bad.into())));
+        }
+    }
+
+    #[test]
+    fn uids_are_short_and_printable() {
+        assert!(NodeUid::new("6b1c0e4e-7f2c-4d39-9c2e-0e2f3d4c5b6a").is_ok());
+        for bad in ["", "a b", "a\n", &"a".repeat(129)] {
+            assert_eq!(NodeUid::new(bad), Err(NameError::Uid(bad.into())));
+        }
+    }
+
+    #[test]
+    fn a_term_id_keeps_all_its_bits() {
+        assert_eq!(TermId::from_random(1, u64::MAX).as_str(), "0000000000000001ffffffffffffffff");
+    }
+}
