@@ -5,6 +5,10 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+pub use seeded::SeededEnv;
+
+mod seeded;
+
 /// A future that a task runs.
 pub type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 

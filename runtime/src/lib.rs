@@ -5,6 +5,17 @@
 //! It promises that nothing in it reads a clock or randomness other than through [`env::Env`] and `tokio::time`,
 //! so that whatever is built on it runs the same twice under one seed.
 
+pub mod admin;
+pub mod backoff;
+pub mod config;
+pub mod controller;
 pub mod env;
+pub mod failure;
+pub mod logging;
+pub mod metrics;
 pub mod outcome;
+pub mod queue;
+pub mod readiness;
 pub mod reason;
+pub mod shutdown;
+pub mod sync;
