@@ -64,8 +64,7 @@ pub(super) fn run() -> anyhow::Result<()> {
 pub(super) fn base() -> anyhow::Result<&'static str> {
     const NAME: &str = "localhost/basal-e2e/base:1";
     let root = debian("base", BASE)?;
-    let dockerfile = cache::dir()?.join("images/base.Dockerfile");
-    fs::write(&dockerfile, "FROM scratch\nADD root.tar /\n")?;
+    let dockerfile = cache::checkout().join("e2e/images/base/Dockerfile");
     build("base", NAME, &dockerfile, &[("root.tar", root)], &[])?;
     Ok(NAME)
 }
