@@ -1,0 +1,243 @@
+//! The nftables table of the node: masquerading and keeping tunnel packets out of connection tracking.
+//!
+//! Rules are held in nft's own JSON (libnftables-json(5)), in the form in which `nft -j list` prints them, so that a
+//! rule that somebody changed or removed shows as a difference. What varies sits in named sets.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::names::HOST_DEVICE;
+
+/// Name of our table, family inet.
+pub const TABLE: &str = "basal";
+
+/// Every device name of ours, as nft writes a wildcard.
+const OUR_DEVICES: &str = "cilium_*";
+
+/// A table of family inet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NftTable {
+    /// Sets of prefixes by name.
+    pub sets: BTreeMap<String, NftSet>,
+    /// Base chains by name.
+    pub chains: BTreeMap<String, NftChain>,
+}
+
+/// A set of address prefixes (flag interval).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NftSet {
+    /// `ipv4_addr` or `ipv6_addr`.
+    pub element_type: String,
+    /// The prefixes.
+    pub elements: BTreeSet<IpNet>,
+}
+
+/// A base chain with policy accept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NftChain {
+    /// `nat` or `filter`.
+    pub kind: String,
+    /// `prerouting`, `output`, `postrouting`.
+    pub hook: String,
+    /// Priority: -300 is raw, 100 is srcnat.
+    pub priority: i64,
+    /// Each rule's list of expressions.
+    pub rules: Vec<Value>,
+}
+
+/// What the table depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NftPlan {
+    /// Pod CIDRs of this node.
+    pub local_cidrs: BTreeSet<IpNet>,
+    /// The router addresses of this node.
+    pub routers: Vec<IpAddr>,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// Masquerade IPv4 from pods to the outside.
+    pub masquerade_ipv4: bool,
+    /// Masquerade IPv6 from pods to the outside.
+    pub masquerade_ipv6: bool,
+}
+
+impl NftPlan {
+    /// The table.
+    ///
+    /// - `raw_prerouting`, `raw_output`: tunnel packets are not tracked.
+    /// - `postrouting`: what a pod sends over a device that is not ours takes that device's address; what enters
+    ///   `cilium_host` for another node's pods from an address that is not a local pod's (the node's own, or a client's that kube-proxy
+    ///   translated) takes the router address, because the reply must come back through the tunnel.
+    #[must_use]
+    pub fn table(&self) -> NftTable {
+        let mut sets = BTreeMap::new();
+        let mut postrouting = Vec::new();
+        for (v6, masquerade) in [(false, self.masquerade_ipv4), (true, self.masquerade_ipv6)] {
+            let router = self.routers.iter().find(|ip| ip.is_ipv6() == v6);
+            let Some(router) = router else { continue };
+            let (ip, element_type, name) =
+                if v6 { ("ip6", "ipv6_addr", "local_pods6") } else { ("ip", "ipv4_addr", "local_pods4") };
+            let elements = self.local_cidrs.iter().filter(|net| net.addr().is_ipv6() == v6).copied().collect();
+            sets.insert(name.to_owned(), NftSet { element_type: element_type.to_owned(), elements });
+
+            let local_pods = format!("@{name}");
+            let address = |field: &str, op: &str| matches(op, payload(ip, field), json!(local_pods));
+            if masquerade {
+                postrouting.push(json!([
+                    address("saddr", "=="),
+                    matches("!=", json!({"meta": {"key": "oifname"}}), json!(OUR_DEVICES)),
+                    {"masquerade": null},
+                ]));
+            }
+            postrouting.push(json!([
+                matches("==", json!({"meta": {"key": "oifname"}}), json!(HOST_DEVICE)),
+                address("saddr", "!="),
+                address("daddr", "!="),
+                {"snat": {"family": ip, "addr": router}},
+            ]));
+        }
+
+        let untracked = json!([matches("==", payload("udp", "dport"), json!(self.tunnel_port)), {"notrack": null}]);
+        let chain = |kind: &str, hook: &str, priority, rules| NftChain {
+            kind: kind.to_owned(),
+            hook: hook.to_owned(),
+            priority,
+            rules,
+        };
+        let chains = BTreeMap::from([
+            ("postrouting".to_owned(), chain("nat", "postrouting", 100, postrouting)),
+            ("raw_output".to_owned(), chain("filter", "output", -300, vec![untracked.clone()])),
+            ("raw_prerouting".to_owned(), chain("filter", "prerouting", -300, vec![untracked])),
+        ]);
+        NftTable { sets, chains }
+    }
+}
+
+fn payload(protocol: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": protocol, "field": field}})
+}
+
+fn matches(op: &str, left: Value, right: Value) -> Value {
+    json!({"match": {"op": op, "left": left, "right": right}})
+}
+
+impl NftTable {
+    /// One transaction that makes the table `name` what this is, whatever it was.
+    #[must_use]
+    pub fn replacing(&self, name: &str) -> Value {
+        let table = json!({"family": "inet", "name": name});
+        // Adding first makes the deletion succeed where there was none.
+        let mut commands = vec![
+            json!({"add": {"table": table}}),
+            json!({"delete": {"table": table}}),
+            json!({"add": {"table": table}}),
+        ];
+        for (set_name, set) in &self.sets {
+            let mut object = json!({
+                "family": "inet", "table": name, "name": set_name, "type": set.element_type, "flags": ["interval"],
+            });
+            if !set.elements.is_empty() {
+                object["elem"] = set
+                    .elements
+                    .iter()
+                    .map(|net| json!({"prefix": {"addr": net.network(), "len": net.prefix_len()}}))
+                    .collect();
+            }
+            commands.push(json!({"add": {"set": object}}));
+        }
+        for (chain_name, chain) in &self.chains {
+            commands.push(json!({"add": {"chain": {
+                "family": "inet", "table": name, "name": chain_name,
+                "type": chain.kind, "hook": chain.hook, "prio": chain.priority, "policy": "accept",
+            }}}));
+            for rule in &chain.rules {
+                commands.push(json!({"add": {"rule": {
+                    "family": "inet", "table": name, "chain": chain_name, "expr": rule,
+                }}}));
+            }
+        }
+        json!({"nftables": commands})
+    }
+
+    /// Reads what `nft -j list table inet <name>` printed. Objects that [`NftTable`] has no place for are ignored.
+    #[must_use]
+    pub fn from_listing(listing: &Value) -> Self {
+        let mut table = Self::default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        for object in listing["nftables"].as_array().into_iter().flatten() {
+            if let Some(set) = object.get("set") {
+                let elements = set["elem"].as_array().into_iter().flatten().filter_map(prefix).collect();
+                table.sets.insert(text(&set["name"]), NftSet { element_type: text(&set["type"]), elements });
+            } else if let Some(chain) = object.get("chain") {
+                let found = NftChain {
+                    kind: text(&chain["type"]),
+                    hook: text(&chain["hook"]),
+                    priority: chain["prio"].as_i64().unwrap_or_default(),
+                    rules: Vec::new(),
+                };
+                table.chains.insert(text(&chain["name"]), found);
+            } else if let Some(rule) = object.get("rule")
+                && let Some(chain) = table.chains.get_mut(rule["chain"].as_str().unwrap_or_default())
+            {
+                chain.rules.push(rule["expr"].clone());
+            }
+        }
+        table
+    }
+}
+
+/// A set element: a bare address, or a prefix.
+fn prefix(element: &Value) -> Option<IpNet> {
+    match element.get("prefix") {
+        Some(prefix) => {
+            let addr: IpAddr = prefix["addr"].as_str()?.parse().ok()?;
+            IpNet::new(addr, u8::try_from(prefix["len"].as_u64()?).ok()?).ok()
+        }
+        None => element.as_str()?.parse::<IpAddr>().ok().map(IpNet::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> NftPlan {
+        NftPlan {
+            local_cidrs: BTreeSet::from(["10.0.1.0/24".parse().unwrap(), "fd00:0:1::/64".parse().unwrap()]),
+            routers: vec!["10.0.1.1".parse().unwrap(), "fd00:0:1::1".parse().unwrap()],
+            tunnel_port: 8472,
+            masquerade_ipv4: true,
+            masquerade_ipv6: false,
+        }
+    }
+
+    #[test]
+    fn masquerading_is_per_family() {
+        let table = plan().table();
+        let rules = &table.chains["postrouting"].rules;
+        let masquerading = rules.iter().filter(|rule| rule.to_string().contains("masquerade")).count();
+        assert_eq!((rules.len(), masquerading), (3, 1));
+        assert_eq!(table.sets.len(), 2);
+    }
+
+    #[test]
+    fn a_family_without_a_router_has_no_rules() {
+        let table = NftPlan { routers: vec!["10.0.1.1".parse().unwrap()], ..plan() }.table();
+        assert!(!table.sets.contains_key("local_pods6"));
+        assert_eq!(table.chains["postrouting"].rules.len(), 2);
+    }
+
+    #[test]
+    fn a_listing_reads_back_as_the_table() {
+        let table = plan().table();
+        // The transaction has the same objects as a listing, wrapped in commands.
+        let commands = table.replacing(TABLE);
+        let objects: Vec<Value> =
+            commands["nftables"].as_array().unwrap().iter().filter_map(|c| c.get("add")).cloned().collect();
+        assert_eq!(NftTable::from_listing(&json!({"nftables": objects})), table);
+    }
+}

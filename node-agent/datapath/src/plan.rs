@@ -1,0 +1,400 @@
+//! Computes what a node should have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use basal_maps::{
+    addr::{Mac64, NetIp},
+    config::{Config, FLAG_LEGACY_ROUTING, FLAG_SPLIT_WORLD},
+    endpoint::EndpointInfo,
+    identity,
+};
+use ipnet::IpNet;
+
+use crate::{
+    kernel::Observed,
+    names::IfName,
+    nft::{self, NftPlan},
+    program::ProgramHash,
+    rows,
+    state::{Address, Hook, Link, LinkKind, NodeState, PodSide, Route, RouteKey, Symbol, SysctlKey},
+};
+
+/// Bytes that VXLAN adds to a packet over IPv4: outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8.
+pub const TUNNEL_OVERHEAD_IPV4: u32 = 50;
+/// The same over IPv6, whose header has 40 bytes.
+pub const TUNNEL_OVERHEAD_IPV6: u32 = 70;
+/// Cilium's UDP port for VXLAN.
+pub const DEFAULT_TUNNEL_PORT: u16 = 8472;
+
+/// Everything that a node's datapath follows from, as far as the kernel is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlan {
+    /// The router addresses (CiliumInternalIP): the pods' gateways, from this node's pod CIDRs.
+    pub routers: Routers,
+    /// Pod CIDRs of this node.
+    pub local_cidrs: BTreeSet<IpNet>,
+    /// This node's own addresses, without the router addresses.
+    pub node_ips: BTreeSet<IpAddr>,
+    /// MTU of the devices in bytes: the smallest of the node's network devices.
+    pub device_mtu: u32,
+    /// The tunnel runs over IPv6.
+    pub underlay_ipv6: bool,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// The other nodes by name.
+    pub remote_nodes: BTreeMap<String, RemoteNode>,
+    /// This node's pods by endpoint id.
+    pub endpoints: BTreeMap<u16, Endpoint>,
+    /// Addresses and prefixes of the cluster that etcd told about, other than this node's own pods.
+    pub peers: BTreeMap<IpNet, Peer>,
+    /// All pod traffic passes the host stack (DESIGN 4.13).
+    pub legacy_routing: bool,
+    /// The cluster has both families.
+    pub dual_stack: bool,
+    /// Masquerade IPv4 from pods to the outside.
+    pub masquerade_ipv4: bool,
+    /// Masquerade IPv6 from pods to the outside.
+    pub masquerade_ipv6: bool,
+}
+
+/// The router addresses; a family without one is off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Routers {
+    /// IPv4 gateway of the pods.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 gateway of the pods.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Routers {
+    /// The addresses that there are.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+
+    /// The address of the family that `ip` has.
+    #[must_use]
+    pub fn for_family_of(&self, ip: IpAddr) -> Option<IpAddr> {
+        match ip {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteNode {
+    /// Its id in `cilium_node_map_v2`.
+    pub node_id: u16,
+    /// Where its tunnel packets go.
+    pub tunnel_endpoint: IpAddr,
+    /// Its pod CIDRs.
+    pub pod_cidrs: BTreeSet<IpNet>,
+    /// Its own addresses.
+    pub node_ips: BTreeSet<IpAddr>,
+    /// Its router addresses.
+    pub router_ips: BTreeSet<IpAddr>,
+    /// Identity of its addresses: [`identity::REMOTE_NODE`] or [`identity::KUBE_APISERVER`].
+    pub identity: u32,
+}
+
+/// A pod of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host side of its device pair.
+    pub link: IfName,
+    /// The pod's side.
+    pub pod: PodSide,
+    /// Its security identity.
+    pub identity: u32,
+}
+
+/// Whom an address or prefix belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Security identity.
+    pub identity: u32,
+    /// The node that serves it, when that is another one.
+    pub tunnel_endpoint: Option<IpAddr>,
+}
+
+impl NodePlan {
+    /// MTU of routes to pods of other nodes and of the pods' default routes, in bytes.
+    #[must_use]
+    pub fn route_mtu(&self) -> u32 {
+        let overhead = if self.underlay_ipv6 { TUNNEL_OVERHEAD_IPV6 } else { TUNNEL_OVERHEAD_IPV4 };
+        self.device_mtu.saturating_sub(overhead)
+    }
+
+    /// What the node should have. What depends on a device's interface index appears once that device exists, so a node
+    /// is complete after the second round of reading and applying.
+    #[must_use]
+    pub fn desired(&self, observed: &Observed) -> NodeState {
+        let mut state = NodeState::default();
+        self.devices(&mut state);
+        self.routes(&mut state);
+        self.rows(&mut state);
+        self.endpoints(observed, &mut state);
+        self.programs(observed, &mut state);
+        let nft = NftPlan {
+            local_cidrs: self.local_cidrs.clone(),
+            routers: self.routers.addresses().collect(),
+            tunnel_port: self.tunnel_port,
+            masquerade_ipv4: self.masquerade_ipv4,
+            masquerade_ipv6: self.masquerade_ipv6,
+        };
+        state.nft.insert(nft::TABLE.to_owned(), nft.table());
+        state
+    }
+
+    fn devices(&self, state: &mut NodeState) {
+        let (host, net, vxlan) = (IfName::host(), IfName::net(), IfName::vxlan());
+        let link = |kind, arp| Link { kind, mtu: self.device_mtu, up: true, arp };
+        state.links.insert(host.clone(), link(LinkKind::Veth { peer: net.clone() }, false));
+        state.links.insert(net.clone(), link(LinkKind::Veth { peer: host.clone() }, false));
+        state.links.insert(vxlan.clone(), link(LinkKind::Vxlan { port: self.tunnel_port }, true));
+        for router in self.routers.addresses() {
+            state.addresses.insert(Address { link: host.clone(), net: router.into() });
+        }
+
+        let mut set = |key: SysctlKey, value: &str| {
+            state.sysctls.insert(key, value.to_owned());
+        };
+        set(SysctlKey::global("net/ipv4/ip_forward"), "1");
+        set(SysctlKey::global("net/ipv4/conf/all/rp_filter"), "0");
+        if self.routers.v6.is_some() {
+            set(SysctlKey::global("net/ipv6/conf/all/disable_ipv6"), "0");
+            set(SysctlKey::global("net/ipv6/conf/all/forwarding"), "1");
+        }
+        for device in [&host, &net, &vxlan] {
+            for (name, value) in DEVICE_SYSCTLS_IPV4 {
+                set(SysctlKey::device("ipv4", device, name), value);
+            }
+            if self.routers.v6.is_some() {
+                set(SysctlKey::device("ipv6", device, "forwarding"), "1");
+            }
+        }
+    }
+
+    fn routes(&self, state: &mut NodeState) {
+        let host = IfName::host();
+        if let Some(router) = self.routers.v4 {
+            // The kernel takes a gateway only when a more specific route of narrower scope leads to it.
+            let key = RouteKey { destination: IpAddr::V4(router).into(), link: host.clone() };
+            state.routes.insert(key, Route::default());
+        }
+        let local = self.local_cidrs.iter().map(|cidr| (cidr, None));
+        let remote =
+            self.remote_nodes.values().flat_map(|node| &node.pod_cidrs).map(|cidr| (cidr, Some(self.route_mtu())));
+        for (cidr, mtu) in local.chain(remote) {
+            let Some(router) = self.routers.for_family_of(cidr.addr()) else { continue };
+            // IPv6 refuses one of the node's own addresses as gateway.
+            let route = Route { gateway: Some(router).filter(IpAddr::is_ipv4), source: Some(router), mtu };
+            state.routes.insert(RouteKey { destination: cidr.trunc(), link: host.clone() }, route);
+        }
+    }
+
+    fn rows(&self, state: &mut NodeState) {
+        let mut put = |row: rows::Row| row.insert_into(&mut state.maps);
+        for router in self.routers.addresses() {
+            let everything = match router {
+                IpAddr::V4(_) => IpNet::from(ipnet::Ipv4Net::default()),
+                IpAddr::V6(_) => IpNet::from(ipnet::Ipv6Net::default()),
+            };
+            let family = basal_maps::addr::family_of(router);
+            put(rows::ipcache(everything, identity::world(family, self.dual_stack), None));
+        }
+        for node in self.remote_nodes.values() {
+            for cidr in &node.pod_cidrs {
+                put(rows::ipcache(*cidr, identity::WORLD, Some(node.tunnel_endpoint)));
+                put(rows::tunnel(*cidr, node.tunnel_endpoint, node.node_id));
+            }
+            for ip in &node.node_ips {
+                put(rows::ipcache((*ip).into(), node.identity, None));
+                put(rows::node(*ip, node.node_id));
+            }
+            for ip in &node.router_ips {
+                put(rows::ipcache((*ip).into(), node.identity, Some(node.tunnel_endpoint)));
+            }
+        }
+        for (cidr, peer) in &self.peers {
+            put(rows::ipcache(*cidr, peer.identity, peer.tunnel_endpoint));
+        }
+        for endpoint in self.endpoints.values() {
+            for address in &endpoint.pod.addresses {
+                put(rows::ipcache(address.ip.into(), endpoint.identity, None));
+            }
+        }
+        for ip in self.node_ips.iter().copied().chain(self.routers.addresses()) {
+            put(rows::host(ip));
+            put(rows::ipcache(ip.into(), identity::HOST, None));
+        }
+        // A map without rows is ours as well: rows that others left in it go.
+        for map in rows::MapId::ALL {
+            state.maps.entry(map).or_default();
+        }
+    }
+
+    fn endpoints(&self, observed: &Observed, state: &mut NodeState) {
+        for (id, endpoint) in &self.endpoints {
+            let kind = LinkKind::Endpoint(Some(endpoint.pod.clone()));
+            let link = Link { kind, mtu: self.device_mtu, up: true, arp: true };
+            state.links.insert(endpoint.link.clone(), link);
+            state.sysctls.insert(SysctlKey::device("ipv4", &endpoint.link, "rp_filter"), "0".to_owned());
+
+            let Some(device) = observed.devices.get(&endpoint.link) else { continue };
+            let info = EndpointInfo {
+                ifindex: device.index,
+                lxc_id: *id,
+                mac: Mac64::from(endpoint.pod.mac),
+                node_mac: Mac64::from(endpoint.pod.host_mac),
+                sec_id: endpoint.identity,
+                ..EndpointInfo::default()
+            };
+            for address in &endpoint.pod.addresses {
+                rows::endpoint(address.ip, &info).insert_into(&mut state.maps);
+            }
+        }
+    }
+
+    fn programs(&self, observed: &Observed, state: &mut NodeState) {
+        let vxlan = IfName::vxlan();
+        let usable = |name: &IfName| match (state.links.get(name), observed.state.links.get(name)) {
+            (Some(wanted), Some(found)) => wanted.kind.fits(&found.kind),
+            _ => false,
+        };
+        let Some(device) = observed.devices.get(&vxlan).filter(|_| usable(&vxlan)) else { return };
+        let config = Config {
+            router_ipv4: self.routers.v4.map_or(NetIp::UNSPECIFIED, |ip| NetIp::v4(ip.octets())),
+            router_ipv6: self.routers.v6.map_or(NetIp::UNSPECIFIED, |ip| NetIp::v6(ip.octets())),
+            vxlan_ifindex: device.index,
+            route_mtu: self.route_mtu(),
+            tunnel_port: u32::from(self.tunnel_port),
+            flags: if self.legacy_routing { FLAG_LEGACY_ROUTING } else { 0 }
+                | if self.dual_stack { FLAG_SPLIT_WORLD } else { 0 },
+        };
+        let hash = ProgramHash::of(&config);
+        for (link, symbol) in [
+            (IfName::host(), Symbol::FromHost),
+            (IfName::host(), Symbol::ToHost),
+            (IfName::net(), Symbol::ToHost),
+            (vxlan, Symbol::FromOverlay),
+            (IfName::vxlan(), Symbol::ToOverlay),
+        ] {
+            state.hooks.insert(Hook::Device { link, symbol }, hash);
+        }
+        for (id, endpoint) in self.endpoints.iter().filter(|(_, endpoint)| usable(&endpoint.link)) {
+            state.hooks.insert(Hook::Policy { id: *id }, hash);
+            state.hooks.insert(Hook::Endpoint { id: *id, link: endpoint.link.clone() }, hash);
+        }
+        state.programs.insert(hash, config);
+    }
+}
+
+/// Parameters of `cilium_host`, `cilium_net` and `cilium_vxlan`, below `net/ipv4/conf/<device>`. Packets on them may
+/// carry the node's own addresses as source and are forwarded without redirects.
+pub const DEVICE_SYSCTLS_IPV4: [(&str, &str); 4] =
+    [("accept_local", "1"), ("forwarding", "1"), ("rp_filter", "0"), ("send_redirects", "0")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{diff::diff, kernel::Device, rows::MapId, state::PodAddress};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn plan() -> NodePlan {
+        let pod = PodSide {
+            netns: "/run/netns/pod".into(),
+            name: IfName::new("eth0").unwrap(),
+            mac: [2, 0, 0, 0, 0, 1],
+            host_mac: [2, 0, 0, 0, 0, 2],
+            addresses: vec![PodAddress { ip: ip("10.0.1.7"), gateway: ip("10.0.1.1") }],
+            route_mtu: 1450,
+        };
+        let link = IfName::new("lxc0123456789ab").unwrap();
+        let remote = RemoteNode {
+            node_id: 3,
+            tunnel_endpoint: ip("192.168.0.2"),
+            pod_cidrs: [net("10.0.2.0/24"), net("fd00:0:2::/64")].into(),
+            node_ips: [ip("192.168.0.2")].into(),
+            router_ips: [ip("10.0.2.1")].into(),
+            identity: identity::REMOTE_NODE,
+        };
+        NodePlan {
+            routers: Routers { v4: Some(Ipv4Addr::new(10, 0, 1, 1)), v6: Some("fd00:0:1::1".parse().unwrap()) },
+            local_cidrs: [net("10.0.1.0/24"), net("fd00:0:1::/64")].into(),
+            node_ips: [ip("192.168.0.1")].into(),
+            device_mtu: 1500,
+            underlay_ipv6: false,
+            tunnel_port: DEFAULT_TUNNEL_PORT,
+            remote_nodes: [("worker-2".to_owned(), remote)].into(),
+            endpoints: [(7, Endpoint { link, pod, identity: 4321 })].into(),
+            peers: BTreeMap::new(),
+            legacy_routing: true,
+            dual_stack: true,
+            masquerade_ipv4: true,
+            masquerade_ipv6: true,
+        }
+    }
+
+    fn observed(state: NodeState) -> Observed {
+        let device = |index| Device { index, ..Device::default() };
+        let devices = state.links.keys().cloned().zip((10..).map(device)).collect();
+        Observed { state, devices }
+    }
+
+    #[test]
+    fn the_second_round_completes_a_node() {
+        let plan = plan();
+        let first = plan.desired(&Observed::default());
+        assert!(first.hooks.is_empty() && first.programs.is_empty());
+        let second = plan.desired(&observed(first.clone()));
+        assert_eq!(second.hooks.len(), 7);
+        assert_eq!(second.programs.len(), 1);
+        assert_eq!(second.maps[&MapId::Endpoints].len(), 4, "two routers, a node address and a pod");
+        let third = plan.desired(&observed(second.clone()));
+        assert_eq!(diff(&third, &second), []);
+    }
+
+    #[test]
+    fn routes_carry_the_tunnel_mtu_to_other_nodes_only() {
+        let state = plan().desired(&Observed::default());
+        let route =
+            |text| state.routes.get(&RouteKey { destination: net(text), link: IfName::host() }).unwrap().clone();
+        let (v4, v6) = (ip("10.0.1.1"), ip("fd00:0:1::1"));
+        assert_eq!(route("10.0.1.1/32"), Route::default());
+        assert_eq!(route("10.0.1.0/24"), Route { gateway: Some(v4), source: Some(v4), mtu: None });
+        assert_eq!(route("10.0.2.0/24"), Route { gateway: Some(v4), source: Some(v4), mtu: Some(1450) });
+        assert_eq!(route("fd00:0:2::/64"), Route { gateway: None, source: Some(v6), mtu: Some(1450) });
+        assert_eq!(NodePlan { underlay_ipv6: true, ..plan() }.route_mtu(), 1430);
+    }
+
+    #[test]
+    fn an_endpoint_is_attached_only_when_its_device_and_rows_are_there() {
+        let plan = plan();
+        let mut with_base = plan.desired(&Observed::default());
+        with_base.links.retain(|name, _| !name.is_endpoint());
+        let state = plan.desired(&observed(with_base));
+        assert!(!state.hooks.keys().any(|hook| matches!(hook, Hook::Endpoint { .. } | Hook::Policy { .. })));
+        assert_eq!(state.hooks.len(), 5);
+    }
+
+    #[test]
+    fn a_vxlan_device_that_will_be_made_again_gives_no_index() {
+        let plan = plan();
+        let mut found = plan.desired(&Observed::default());
+        found.links.get_mut(&IfName::vxlan()).unwrap().kind = LinkKind::Vxlan { port: 4789 };
+        assert!(plan.desired(&observed(found)).programs.is_empty());
+    }
+}
