@@ -203,7 +203,7 @@ mod tests {
             let typed: CustomResourceDefinition = serde_json::from_value(definition.object.clone()).unwrap();
             assert_eq!(typed.metadata.name, Some(definition.name()));
             let back = with_floats(serde_json::to_value(&typed).unwrap());
-            assert!(back == with_floats(definition.object), "{}: a keyword is lost", definition.name());
+            assert!(back == with_floats(definition.object), "{}: a keyword is lost", definition.plural);
         }
     }
 }
