@@ -4,6 +4,7 @@
 //! namespace of its own, so one server takes a whole suite.
 
 pub mod kv;
+pub mod objects;
 
 use std::{fmt::Debug, time::Duration};
 
@@ -40,10 +41,14 @@ impl<F> Case<F> {
 }
 
 /// Tries every case, each on a fixture of its own; answers one line for each broken promise.
-pub async fn run_all<F>(cases: &[Case<F>], mut fixture: impl FnMut(&'static str) -> F) -> Vec<String> {
+pub async fn run_all<F>(cases: &[Case<F>], mut fixture: impl AsyncFnMut(&'static str) -> Verdict<F>) -> Vec<String> {
     let mut broken = Vec::new();
     for case in cases {
-        if let Err(departure) = case.run(&fixture(case.name)).await {
+        let verdict = match fixture(case.name).await {
+            Ok(fixture) => case.run(&fixture).await,
+            Err(departure) => Err(departure),
+        };
+        if let Err(departure) = verdict {
             broken.push(format!("{}: {departure}", case.name));
         }
     }

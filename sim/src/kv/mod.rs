@@ -5,7 +5,7 @@ mod watch;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use basal_kvstore::kv::{
     Header, Kv, KvError, KvRefusal, Lease, LeaseId, Range, RangeAnswer, Revision, Txn, TxnAnswer, WatchBatch,
 };
-use basal_runtime::outcome::Outcome;
+use basal_runtime::{outcome::Outcome, sync::lock};
 use futures::stream::BoxStream;
 use tokio::{sync::Notify, time::Instant};
 
@@ -103,7 +103,7 @@ impl ModelKv {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        let mut state = self.server.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.server.state);
         if state.expire(Instant::now()) {
             self.server.changed.notify_waiters();
         }
@@ -198,8 +198,8 @@ impl Kv for ModelKv {
 
     async fn lease_grant(&self, ttl: Duration) -> Outcome<Lease, KvRefusal> {
         let mut state = self.state();
-        // etcd counts leases in whole seconds.
-        let ttl = Duration::from_secs(ttl.as_secs()).max(MIN_LEASE);
+        // etcd counts leases in whole seconds; the port never takes a part of one away.
+        let ttl = Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(MIN_LEASE);
         state.last_lease += 1;
         let id = state.last_lease;
         state.leases.insert(id, LeaseState { ttl, ends: Instant::now() + ttl });
@@ -230,8 +230,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_model_passes_the_conformance_suite() {
         let model = ModelKv::new(1);
-        let broken = conformance::run_all(&conformance::kv::cases(), |case| {
-            KvFixture::new(Arc::new(model.clone()), Arc::new(model.clone()), "model", case)
+        let broken = conformance::run_all(&conformance::kv::cases(), async |case| {
+            Ok(KvFixture::new(Arc::new(model.clone()), Arc::new(model.clone()), "model", case))
         })
         .await;
         assert!(broken.is_empty(), "{broken:#?}");
