@@ -114,6 +114,19 @@ pub struct Block {
     pub uid: Option<NodeUid>,
 }
 
+/// The longest text of a CIDR.
+const PREFIX_TEXT: usize = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128".len();
+
+impl Block {
+    /// About how many bytes it adds to its cell's text: never fewer.
+    #[must_use]
+    pub fn text_bound(&self) -> usize {
+        const BLOCK: usize = r#"{"block":"","state":"quarantined","node":"","uid":""},"#.len() + PREFIX_TEXT;
+        // A uid may hold characters that JSON escapes.
+        BLOCK + self.node.as_str().len() + self.uid.as_ref().map_or(0, |uid| 2 * uid.as_str().len())
+    }
+}
+
 /// One record of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cell {
@@ -314,14 +327,9 @@ impl Cell {
     /// About how many bytes [`Cell::to_json`] gives: never fewer.
     #[must_use]
     pub fn text_bound(&self) -> usize {
-        const PREFIX: usize = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128".len();
-        const BLOCK: usize = r#"{"block":"","state":"quarantined","node":"","uid":""},"#.len() + PREFIX;
-        const CELL: usize = r#"{"version":4294967295,"cell":"","pool":"","mask":128,"blocks":[]}"#.len() + 2 * PREFIX;
-        self.blocks
-            .values()
-            .map(|block| BLOCK + block.node.as_str().len() + block.uid.as_ref().map_or(0, |uid| 2 * uid.as_str().len()))
-            .sum::<usize>()
-            + CELL
+        const CELL: usize =
+            r#"{"version":4294967295,"cell":"","pool":"","mask":128,"blocks":[]}"#.len() + 2 * PREFIX_TEXT;
+        self.blocks.values().map(Block::text_bound).sum::<usize>() + CELL
     }
 }
 
