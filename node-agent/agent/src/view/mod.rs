@@ -1,0 +1,371 @@
+//! What the agent knows of the cluster, and what follows from it for the kernel.
+//!
+//! Two layers. The *base* is small: this node, its endpoints, the other nodes; it becomes a [`NodePlan`]. The *overlay*
+//! is large: the ip→identity records of other nodes' pods, each one row of the ipcache, which stands where the base has
+//! none for the same network. So a change of a record touches one row, whatever else is known.
+
+pub mod ids;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use basal_crds::{
+    address::{AddressType, IpFamily},
+    identity::IdentityId,
+    kvstore::{IpRecord, IpTarget, NodeRecord},
+    names::{ClusterName, NodeName},
+};
+use basal_datapath::plan::{Endpoint, NodePlan, Peer, RemoteNode};
+use ipnet::IpNet;
+
+use crate::{endpoint::record::EndpointId, view::ids::NodeIds};
+
+/// A node, in any cluster.
+pub type NodeKey = (ClusterName, NodeName);
+
+/// What the agent knows.
+#[derive(Debug, Clone)]
+pub struct View {
+    key: NodeKey,
+    /// What is fixed about this node; without endpoints, nodes and peers.
+    local: NodePlan,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    nodes: BTreeMap<NodeKey, NodeRecord>,
+    ids: NodeIds,
+    ips: BTreeMap<IpNet, IpRecord>,
+    /// The health addresses of the other nodes, with their tunnel endpoints.
+    health: BTreeMap<IpNet, Option<IpAddr>>,
+    changes: Changes,
+}
+
+/// What may have changed since [`View::take_changes`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// The base.
+    pub base: bool,
+    /// These networks of the overlay.
+    pub networks: BTreeSet<IpNet>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.base && self.networks.is_empty()
+    }
+
+    /// Adds what another knows.
+    pub fn merge(&mut self, other: Self) {
+        self.base |= other.base;
+        self.networks.extend(other.networks);
+    }
+}
+
+impl View {
+    /// Knows nothing but its own node. `ids` is what the node map holds.
+    #[must_use]
+    pub fn new(key: NodeKey, local: NodePlan, ids: NodeIds) -> Self {
+        Self {
+            key,
+            local,
+            endpoints: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            ids,
+            ips: BTreeMap::new(),
+            health: BTreeMap::new(),
+            changes: Changes { base: true, networks: BTreeSet::new() },
+        }
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn local(&self) -> &NodePlan {
+        &self.local
+    }
+
+    /// Replaces what is fixed about this node.
+    pub fn set_local(&mut self, local: NodePlan) {
+        if self.local != local {
+            self.local = local;
+            self.changes.base = true;
+        }
+    }
+
+    /// The endpoints of this node whose interfaces exist.
+    #[must_use]
+    pub fn endpoints(&self) -> &BTreeMap<EndpointId, Endpoint> {
+        &self.endpoints
+    }
+
+    /// The other nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &BTreeMap<NodeKey, NodeRecord> {
+        &self.nodes
+    }
+
+    /// The ip→identity records.
+    #[must_use]
+    pub fn ips(&self) -> &BTreeMap<IpNet, IpRecord> {
+        &self.ips
+    }
+
+    /// An endpoint came or changed.
+    pub fn put_endpoint(&mut self, id: EndpointId, endpoint: Endpoint) {
+        self.changes.base = true;
+        self.endpoints.insert(id, endpoint);
+    }
+
+    /// An endpoint has another identity.
+    pub fn set_identity(&mut self, id: EndpointId, identity: IdentityId) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            self.changes.base |= endpoint.identity != identity.get();
+            endpoint.identity = identity.get();
+        }
+    }
+
+    /// An endpoint went.
+    pub fn remove_endpoint(&mut self, id: EndpointId) {
+        self.changes.base |= self.endpoints.remove(&id).is_some();
+    }
+
+    /// A node came or changed. This node's own record changes nothing: it knows better.
+    pub fn put_node(&mut self, record: NodeRecord) {
+        let key = (record.cluster.clone(), record.name.clone());
+        if key == self.key || self.nodes.get(&key) == Some(&record) {
+            return;
+        }
+        self.remove_node(&key);
+        let tunnel = self.tunnel_endpoint(&record);
+        for network in health_networks(&record) {
+            self.health.insert(network, tunnel);
+            self.changes.networks.insert(network);
+        }
+        self.nodes.insert(key, record);
+        self.changes.base = true;
+    }
+
+    /// A node went.
+    pub fn remove_node(&mut self, key: &NodeKey) {
+        let Some(record) = self.nodes.remove(key) else { return };
+        for network in health_networks(&record) {
+            self.health.remove(&network);
+            self.changes.networks.insert(network);
+        }
+        self.changes.base = true;
+    }
+
+    /// An ip→identity record came or changed.
+    pub fn put_ip(&mut self, record: IpRecord) {
+        let network = record.target.network();
+        if self.ips.get(&network) != Some(&record) {
+            self.ips.insert(network, record);
+            self.changes.networks.insert(network);
+        }
+    }
+
+    /// An ip→identity record went.
+    pub fn remove_ip(&mut self, target: IpTarget) {
+        let network = target.network();
+        if self.ips.remove(&network).is_some() {
+            self.changes.networks.insert(network);
+        }
+    }
+
+    /// What may have changed since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Puts changes back that could not be applied.
+    pub fn put_back(&mut self, changes: Changes) {
+        self.changes.merge(changes);
+    }
+
+    /// Where a node's tunnel ends: an address of the family that the tunnel runs over.
+    #[must_use]
+    pub fn tunnel_endpoint(&self, record: &NodeRecord) -> Option<IpAddr> {
+        record.node_ip(if self.local.underlay_ipv6 { IpFamily::V6 } else { IpFamily::V4 })
+    }
+
+    /// The base. A node without an address that a tunnel could end at is left out: it cannot be reached.
+    pub fn base(&mut self) -> NodePlan {
+        let addresses = self.nodes.iter().flat_map(|(key, record)| {
+            let ids = record.addresses.iter().filter(|a| is_host(&a.kind) || a.kind == AddressType::CiliumInternalIp);
+            ids.map(move |address| (key, address.ip))
+        });
+        let ids = self.ids.assign(addresses).clone();
+        let mut plan = self.local.clone();
+        plan.endpoints = self.endpoints.iter().map(|(id, endpoint)| (id.get(), endpoint.clone())).collect();
+        plan.remote_nodes = self.nodes.iter().filter_map(|(key, record)| self.remote_node(key, record, &ids)).collect();
+        plan
+    }
+
+    fn remote_node(
+        &self,
+        key: &NodeKey,
+        record: &NodeRecord,
+        ids: &BTreeMap<IpAddr, u16>,
+    ) -> Option<(String, RemoteNode)> {
+        let of_kind = |wanted: fn(&AddressType) -> bool| {
+            record.addresses.iter().filter(move |address| wanted(&address.kind)).map(|address| address.ip).collect()
+        };
+        let node_ips: BTreeSet<IpAddr> = of_kind(is_host);
+        let node = RemoteNode {
+            node_id: node_ips.iter().find_map(|ip| ids.get(ip)).copied()?,
+            tunnel_endpoint: self.tunnel_endpoint(record)?,
+            pod_cidrs: record.cidrs().collect(),
+            node_ips,
+            router_ips: of_kind(|kind| *kind == AddressType::CiliumInternalIp),
+            identity: IdentityId::REMOTE_NODE.get(),
+        };
+        Some((format!("{}/{}", key.0, key.1), node))
+    }
+
+    /// What the overlay says of a network; `None` when nothing.
+    #[must_use]
+    pub fn overlay(&self, network: IpNet) -> Option<Peer> {
+        if let Some(record) = self.ips.get(&network) {
+            // A record with this node's address that belongs to no endpoint is a leftover of its own.
+            let here = record.host_ip.is_some_and(|host| self.local.node_ips.contains(&host));
+            return (!here).then_some(Peer { identity: record.identity.get(), tunnel_endpoint: record.host_ip });
+        }
+        let tunnel_endpoint = *self.health.get(&network)?;
+        Some(Peer { identity: IdentityId::HEALTH.get(), tunnel_endpoint })
+    }
+
+    /// All of the overlay.
+    pub fn overlays(&self) -> impl Iterator<Item = (IpNet, Peer)> {
+        let networks: BTreeSet<&IpNet> = self.ips.keys().chain(self.health.keys()).collect();
+        networks.into_iter().filter_map(|network| Some((*network, self.overlay(*network)?)))
+    }
+}
+
+fn is_host(kind: &AddressType) -> bool {
+    matches!(kind, AddressType::InternalIp | AddressType::ExternalIp)
+}
+
+fn health_networks(record: &NodeRecord) -> impl Iterator<Item = IpNet> + use<> {
+    let v4 = record.ipv4_health.map(|ip| IpNet::from(IpAddr::V4(ip)));
+    let v6 = record.ipv6_health.map(|ip| IpNet::from(IpAddr::V6(ip)));
+    v4.into_iter().chain(v6)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use basal_crds::{address::NodeAddress, names::ClusterId};
+    use basal_datapath::plan::Routers;
+
+    use super::*;
+
+    pub(crate) fn key(name: &str) -> NodeKey {
+        (ClusterName::default(), NodeName::new(name).unwrap())
+    }
+
+    pub(crate) fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    pub(crate) fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    pub(crate) fn local() -> NodePlan {
+        NodePlan {
+            routers: Routers { v4: "10.0.0.1".parse().ok(), v6: "fd00::1".parse().ok() },
+            local_cidrs: BTreeSet::from([net("10.0.0.0/24"), net("fd00::/112")]),
+            node_ips: BTreeSet::from([ip("172.18.0.1"), ip("fc00::1")]),
+            device_mtu: 1500,
+            underlay_ipv6: false,
+            tunnel_port: 8472,
+            remote_nodes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            legacy_routing: true,
+            dual_stack: true,
+            masquerade_ipv4: true,
+            masquerade_ipv6: true,
+        }
+    }
+
+    pub(crate) fn node(name: &str, host: u8, block: u8) -> NodeRecord {
+        let mut record = NodeRecord::new(NodeName::new(name).unwrap(), ClusterName::default(), ClusterId::new(0));
+        let address = |kind, text: String| NodeAddress { kind, ip: text.parse().unwrap() };
+        record.addresses = vec![
+            address(AddressType::InternalIp, format!("172.18.0.{host}")),
+            address(AddressType::InternalIp, format!("fc00::{host}")),
+            address(AddressType::CiliumInternalIp, format!("10.0.{block}.1")),
+            address(AddressType::Hostname, format!("192.0.2.{host}")),
+        ];
+        record.ipv4_cidrs = vec![format!("10.0.{block}.0/24").parse().unwrap()];
+        record.ipv6_cidrs = vec![format!("fd00:{block}::/112").parse().unwrap()];
+        record.ipv4_health = format!("10.0.{block}.2").parse().ok();
+        record
+    }
+
+    fn view() -> View {
+        View::new(key("n0"), local(), NodeIds::default())
+    }
+
+    #[test]
+    fn a_node_becomes_part_of_the_base() {
+        let mut view = view();
+        view.put_node(node("n1", 9, 1));
+        let expected = RemoteNode {
+            node_id: 1,
+            tunnel_endpoint: ip("172.18.0.9"),
+            pod_cidrs: BTreeSet::from([net("10.0.1.0/24"), net("fd00:1::/112")]),
+            node_ips: BTreeSet::from([ip("172.18.0.9"), ip("fc00::9")]),
+            router_ips: BTreeSet::from([ip("10.0.1.1")]),
+            identity: 6,
+        };
+        assert_eq!(view.base().remote_nodes, BTreeMap::from([("default/n1".to_owned(), expected)]));
+        let health = Peer { identity: 4, tunnel_endpoint: Some(ip("172.18.0.9")) };
+        assert_eq!(view.overlays().collect::<Vec<_>>(), [(net("10.0.1.2/32"), health)]);
+
+        view.remove_node(&key("n1"));
+        assert_eq!(view.base(), local());
+        assert_eq!(view.overlays().count(), 0);
+    }
+
+    #[test]
+    fn a_node_that_no_tunnel_reaches_is_left_out() {
+        let mut view = view();
+        let mut record = node("n1", 9, 1);
+        record.addresses.remove(0);
+        view.put_node(record);
+        assert_eq!(view.base().remote_nodes, BTreeMap::new());
+    }
+
+    #[test]
+    fn records_of_other_nodes_are_the_overlay() {
+        let mut view = view();
+        view.take_changes();
+        let record =
+            |address: &str, host: &str| IpRecord::new(IpTarget::Host(ip(address)), ip(host), IdentityId::new(300));
+        view.put_ip(record("10.0.1.7", "172.18.0.9"));
+        view.put_ip(record("10.0.0.8", "172.18.0.1"));
+        let changes = view.take_changes();
+        assert_eq!(changes, Changes { base: false, networks: [net("10.0.1.7/32"), net("10.0.0.8/32")].into() });
+        let peer = Peer { identity: 300, tunnel_endpoint: Some(ip("172.18.0.9")) };
+        assert_eq!(
+            view.overlays().collect::<Vec<_>>(),
+            [(net("10.0.1.7/32"), peer)],
+            "a leftover of our own counts for nothing"
+        );
+
+        view.put_ip(record("10.0.1.7", "172.18.0.9"));
+        assert!(view.take_changes().is_empty(), "the same again is no change");
+        view.remove_ip(IpTarget::Host(ip("10.0.1.7")));
+        assert_eq!(view.overlays().count(), 0);
+    }
+
+    #[test]
+    fn its_own_record_changes_nothing() {
+        let mut view = view();
+        view.take_changes();
+        view.put_node(node("n0", 1, 0));
+        assert!(view.take_changes().is_empty());
+    }
+}
