@@ -111,18 +111,26 @@ impl Drop for Process {
 }
 
 /// Starts a process that outlives the caller, in a session of its own; answers its id.
-pub fn start_detached(name: &str, mut command: Command, log: &Path) -> anyhow::Result<u32> {
+pub fn start_detached(name: &str, command: Command, log: &Path) -> anyhow::Result<u32> {
+    spawn_detached(name, command, log).map(collect_when_ended)
+}
+
+/// The first half of [`start_detached`], for a thread that can start no other thread.
+pub(crate) fn spawn_detached(name: &str, mut command: Command, log: &Path) -> anyhow::Result<Child> {
     redirect(&mut command, log)?;
     #[expect(unsafe_code, reason = "a session can only be left between fork and exec")]
     // SAFETY: setsid(2) is async-signal-safe; the closure neither allocates nor takes a lock.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into))
     };
-    let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+    command.spawn().with_context(|| format!("starting {name}"))
+}
+
+/// The second half of [`start_detached`]: while the caller lives, a child that ended does not stay as a zombie.
+pub(crate) fn collect_when_ended(mut child: Child) -> u32 {
     let pid = child.id();
-    // Collects it while the caller lives, so that a dead one does not look alive.
     thread::spawn(move || child.wait());
-    Ok(pid)
+    pid
 }
 
 /// Whether a process exists and is no zombie.

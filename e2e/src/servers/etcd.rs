@@ -94,15 +94,8 @@ pub struct Etcd {
     dir: TempDir,
     options: EtcdOptions,
     pki: Pki,
-    ports: Ports,
+    ports: EtcdFlags,
     process: Option<Process>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Ports {
-    client: u16,
-    peer: u16,
-    metrics: u16,
 }
 
 /// A copy of an etcd's data, from [`Etcd::save_data`].
@@ -120,13 +113,13 @@ impl Etcd {
         if options.tls {
             pki.issue(&CertRequest::server("etcd", ["127.0.0.1", "::1", "localhost"]))?;
         }
-        let ports = Ports::pick()?;
+        let ports = EtcdFlags::pick()?;
         let mut etcd = Self { dir, options, pki, ports, process: None };
         for attempt in 1.. {
             match etcd.restart() {
                 Ok(()) => break,
                 Err(error) if attempt == ATTEMPTS => return Err(error),
-                Err(_maybe_port_taken) => etcd.ports = Ports::pick()?,
+                Err(_maybe_port_taken) => etcd.ports = EtcdFlags::pick()?,
             }
         }
         if !etcd.options.users.is_empty() {
@@ -209,15 +202,13 @@ impl Etcd {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.stop()?;
         let mut command = Command::new(parts::binary("etcd")?);
-        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let listen = EtcdListen { address: local, ports: self.ports, tls: self.options.tls };
-        listen.flags(&mut command, &self.data_dir(), &self.pki);
+        self.ports.add(&mut command, &self.data_dir(), self.options.tls.then_some(&self.pki));
         if let Some(quota) = self.options.quota_bytes {
             command.arg(format!("--quota-backend-bytes={quota}"));
         }
         command.args(&self.options.args);
         let mut process = Process::start("etcd", command, &self.dir.path().join("etcd.log"))?;
-        wait_healthy(SocketAddr::new(local, self.ports.metrics), || process.check_running())?;
+        wait_healthy(SocketAddr::new(self.ports.address, self.ports.metrics), || process.check_running())?;
         self.process = Some(process);
         Ok(())
     }
@@ -264,26 +255,28 @@ impl Etcd {
     }
 }
 
-impl Ports {
-    fn pick() -> anyhow::Result<Self> {
-        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Ok(Self { client: free_port(local)?, peer: free_port(local)?, metrics: free_port(local)? })
-    }
-}
-
 /// Where an etcd listens.
-struct EtcdListen {
-    address: IpAddr,
-    ports: Ports,
-    tls: bool,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EtcdFlags {
+    pub(crate) address: IpAddr,
+    pub(crate) client: u16,
+    pub(crate) peer: u16,
+    pub(crate) metrics: u16,
 }
 
-impl EtcdListen {
-    fn flags(&self, command: &mut Command, data: &Path, pki: &Pki) {
-        let scheme = if self.tls { "https" } else { "http" };
-        let client = format!("{scheme}://{}", SocketAddr::new(self.address, self.ports.client));
-        let peer = format!("http://{}", SocketAddr::new(self.address, self.ports.peer));
-        let metrics = format!("http://{}", SocketAddr::new(self.address, self.ports.metrics));
+impl EtcdFlags {
+    fn pick() -> anyhow::Result<Self> {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let (client, peer, metrics) = (free_port(address)?, free_port(address)?, free_port(address)?);
+        Ok(Self { address, client, peer, metrics })
+    }
+
+    /// Adds the flags of a single-member etcd; with an authority it serves TLS as `etcd` and wants certificates.
+    pub(crate) fn add(&self, command: &mut Command, data: &Path, pki: Option<&Pki>) {
+        let scheme = if pki.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://{}", SocketAddr::new(self.address, self.client));
+        let peer = format!("http://{}", SocketAddr::new(self.address, self.peer));
+        let metrics = format!("http://{}", SocketAddr::new(self.address, self.metrics));
         command
             .arg(format!("--data-dir={}", data.display()))
             .arg(format!("--listen-client-urls={client}"))
@@ -294,7 +287,7 @@ impl EtcdListen {
             .arg(format!("--listen-metrics-urls={metrics}"))
             // The data need not survive the machine.
             .args(["--unsafe-no-fsync", "--enable-grpc-gateway=false"]);
-        if self.tls {
+        if let Some(pki) = pki {
             let files = pki.files("etcd");
             command
                 .arg("--client-cert-auth")
