@@ -19,6 +19,15 @@ pub trait Kernel: Send + Sync + 'static {
     /// made or removed.
     async fn read(&self) -> Result<Observed, ReadError>;
 
+    /// Reads one device, ours or not; `None` when there is none. An adapter that can do so without reading everything
+    /// does.
+    ///
+    /// # Errors
+    /// As [`Kernel::read`].
+    async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
+        Ok(self.read().await?.devices.remove(name))
+    }
+
     /// Makes one change. It is idempotent.
     async fn apply(&self, op: &Op) -> Outcome<(), OpError>;
 
