@@ -54,6 +54,8 @@ pub struct Allocator {
     last_batch: u64,
     /// Nothing is written until the ledger was read again.
     stale: bool,
+    /// A refused write left a block with the wrong mark.
+    unmarked: bool,
     /// Since when quarantined blocks rest, as far as this term can tell.
     resting: BTreeMap<PodCidr, Duration>,
 }
@@ -119,6 +121,7 @@ impl Allocator {
             in_flight: None,
             last_batch: 0,
             stale: false,
+            unmarked: false,
             resting: BTreeMap::new(),
         };
         allocator.index(now);
@@ -431,6 +434,7 @@ impl Allocator {
 
     /// Writes down which blocks the pool CIDRs left behind, and which ones they took back.
     fn mark_orphans(&mut self) {
+        self.unmarked = false;
         let mut moved: BTreeMap<NodeName, Vec<(PodCidr, Block)>> = BTreeMap::new();
         for (_, at, block) in self.space.blocks() {
             let state = match (block.state, self.space.in_pool(at)) {

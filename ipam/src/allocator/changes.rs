@@ -163,11 +163,16 @@ impl Allocator {
                     }
                     settled.confirmed.insert(change.node);
                 }
+                // Not at the refusal itself: the caller would write the same again at once.
+                if self.unmarked {
+                    self.mark_orphans();
+                }
             }
             SwapAnswer::Refused(_) => {
                 for id in in_flight.changes {
                     let Some(change) = self.take_change(id) else { continue };
                     self.undo_edits(&change.node, &change.edits);
+                    self.unmarked |= change.purpose == Purpose::Mark;
                     settled.undone.insert(change.node);
                 }
             }

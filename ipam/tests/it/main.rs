@@ -1,0 +1,9 @@
+//! The allocator over the pure semantics of its ledger.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod allocator;
+mod oracle;
+mod pools;
+mod support;
+mod unknown;
