@@ -119,7 +119,7 @@ fn collected(name: &ClusterName, error: anyhow::Error) -> anyhow::Error {
             "the start failed; logs, objects and maps are in {}; `basal-e2e down --name {name}` cleans up",
             folder.display()
         )),
-        Err(_nothing_to_collect) => error,
+        Err(nothing) => error.context(format!("the start failed, and collecting its logs too: {nothing:#}")),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Control groups. Each hierarchy of version 1 is a folder of /sys/fs/cgroup, and so is version 2 where both are mounted.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::Context;
 
@@ -32,8 +32,12 @@ pub(super) fn create(path: &str) -> anyhow::Result<()> {
         for part in path.split('/') {
             let above = group.clone();
             group.push(part);
-            if !group.exists() {
-                fs::create_dir(&group).with_context(|| format!("creating {}", group.display()))?;
+            // Nodes start at the same time and share the upper group.
+            match fs::create_dir(&group) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).with_context(|| format!("creating {}", group.display()));
+                }
+                _made_or_there => {}
             }
             // A new cpuset may use no processor and no memory, and nothing can run in it.
             for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -64,7 +68,7 @@ pub(super) fn remove(path: &str) -> anyhow::Result<()> {
     })
 }
 
-fn remove_tree(group: &Path) -> std::io::Result<()> {
+fn remove_tree(group: &Path) -> io::Result<()> {
     for entry in fs::read_dir(group)? {
         let path = entry?.path();
         if path.is_dir() {

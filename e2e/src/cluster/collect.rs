@@ -59,8 +59,12 @@ pub(super) fn collect(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     let pods = cluster.kubectl()?.args(["get", "pods", "-A", "-o", "wide", "--request-timeout=10s"]);
     note(&target.join("pods.txt"), pods)?;
     note(&target.join("etcd.txt"), cluster.etcdctl()?.args(["get", "--prefix", "", "--command-timeout=10s"]))?;
-    for node in cluster.nodes()? {
-        collect_node(&node, &target.join(node.name()))?;
+    for node in &cluster.state.nodes {
+        // A node whose start failed early is no more than its logs.
+        match cluster.node(&node.name) {
+            Ok(node) => collect_node(&node, &target.join(node.name()))?,
+            Err(error) => fs::write(target.join(format!("{}.txt", node.name)), format!("{error:#}\n"))?,
+        }
     }
     Ok(target)
 }
