@@ -108,11 +108,11 @@ fn arrange(spec: &NodeSpec) -> anyhow::Result<()> {
     for folder in ["/etc", "/opt"] {
         overlay(&spec.dir, folder)?;
     }
-    for folder in ["/var/lib", "/var/log"] {
-        let own = spec.dir.join(folder.trim_start_matches('/').replace('/', "-"));
-        fs::create_dir_all(&own)?;
-        bind(&own, Path::new(folder))?;
-    }
+    // In memory: containerd syncs each file of an image to the disk, which is most of a node's start.
+    fresh("tmpfs", "/var/lib", "mode=0755,size=8g")?;
+    let log = spec.dir.join("var-log");
+    fs::create_dir_all(&log)?;
+    bind(&log, Path::new("/var/log"))?;
     for folder in ["/run/netns", "/run/lock", "/etc/cni/net.d", "/opt/cni/bin", "/etc/kubernetes"] {
         fs::create_dir_all(folder).with_context(|| format!("creating {folder}"))?;
     }
