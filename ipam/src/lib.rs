@@ -6,6 +6,7 @@
 //! claims that it makes overlap, whatever was configured before, and that it forgets no claim: a block is granted,
 //! pending, quarantined, orphaned or free, and only a write that the [`ledger::Ledger`] confirmed moves it.
 
+pub mod addresses;
 pub mod allocator;
 pub mod cell;
 pub mod config;
