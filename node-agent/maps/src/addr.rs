@@ -19,22 +19,7 @@ pub const fn family_of(ip: IpAddr) -> u8 {
 }
 
 /// The union of an IPv4 and an IPv6 address, in network byte order. IPv4 sits in the first four bytes, the rest is zero.
-#[derive(
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Debug,
-    Default,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(transparent)]
 pub struct NetIp(pub [u8; 16]);
 
@@ -83,6 +68,14 @@ impl NetIp {
             FAMILY_IPV6 => Some(IpAddr::V6(Ipv6Addr::from_octets(self.0))),
             _ => None,
         }
+    }
+}
+
+/// By number: comparing the arrays would call `memcmp`, which BPF programs do not have.
+impl PartialEq for NetIp {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        u128::from_ne_bytes(self.0) == u128::from_ne_bytes(other.0)
     }
 }
 

@@ -15,7 +15,9 @@ pub struct MetricsKey {
     /// A [`File`].
     pub file: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad1: u8,
+    /// Zero.
+    pub pad2: u16,
 }
 
 /// Value of `cilium_metrics`, per CPU (Cilium: `metrics_value`).
@@ -114,7 +116,7 @@ mod tests {
 
     #[test]
     fn layouts_are_cilium_1_20() {
-        assert_layout!(MetricsKey, size 8, { reason @ 0, dir @ 1, line @ 2, file @ 4, pad @ 5 });
+        assert_layout!(MetricsKey, size 8, { reason @ 0, dir @ 1, line @ 2, file @ 4, pad1 @ 5, pad2 @ 6 });
         assert_layout!(MetricsValue, size 16, { count @ 0, bytes @ 8 });
     }
 

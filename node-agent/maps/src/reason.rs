@@ -17,8 +17,6 @@ impl Reason {
     pub const INVALID_PACKET: Self = Self(134);
     /// Neither IPv4, IPv6 nor ARP.
     pub const UNSUPPORTED_L3: Self = Self(139);
-    /// The program that should go on is missing.
-    pub const MISSED_TAIL_CALL: Self = Self(140);
     /// The packet could not be rewritten.
     pub const WRITE_ERROR: Self = Self(141);
     /// A packet on the tunnel device without tunnel information, or one that could not be given some.
@@ -35,8 +33,6 @@ impl Reason {
     pub const ENCAPSULATION_PROHIBITED: Self = Self(170);
     /// A source identity that nobody may send with.
     pub const INVALID_IDENTITY: Self = Self(171);
-    /// The hop count ran out.
-    pub const TTL_EXCEEDED: Self = Self(196);
     /// The endpoint exists and its policy program is not in place.
     pub const ENDPOINT_NOT_READY: Self = Self(203);
 

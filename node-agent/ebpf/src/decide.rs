@@ -1,0 +1,237 @@
+//! What becomes of a packet.
+//!
+//! With legacy host routing (the default) everything that a pod sends or receives passes the host stack, where
+//! kube-proxy's connection tracking translates service addresses, in both directions and on both nodes:
+//!
+//! ```text
+//! pod → cil_from_container → stack (mark: identity) → cilium_host → cil_from_host ─┬→ cil_lxc_policy → pod
+//!                                                                                 └→ cilium_vxlan → other node
+//! other node → cilium_vxlan → cil_from_overlay → stack (mark: identity) → cilium_host → cil_from_host → …
+//! ```
+//!
+//! Either both directions of a flow pass connection tracking or none does. Without legacy routing a packet therefore
+//! takes the direct path only when its protocol shows that kube-proxy translates no packet of its flow: anything but
+//! TCP, UDP and SCTP, ICMP errors (which quote translated packets) and fragments.
+//!
+//! A hop is counted once: by the stack where the stack routes, by the delivery on the direct path.
+
+use basal_maps::{
+    addr::{FAMILY_IPV4, FAMILY_IPV6, NetIp},
+    config::Config,
+    endpoint::{EndpointInfo, EndpointKey},
+    identity,
+    ipcache::{FLAG_HAS_TUNNEL_ENDPOINT, FLAG_IPV6_TUNNEL_ENDPOINT, FLAG_SKIP_TUNNEL, IpPrefix, RemoteEndpointInfo},
+    mark,
+    reason::Reason,
+    tunnel::TunnelValue,
+};
+
+use crate::parse::{Packet, Transport, protocol};
+
+/// The maps that decisions read.
+pub trait Tables {
+    /// Row of `cilium_lxc`.
+    fn endpoint(&self, key: &EndpointKey) -> Option<&EndpointInfo>;
+    /// Longest match in `cilium_ipcache_v2`.
+    fn ipcache(&self, prefix: &IpPrefix) -> Option<&RemoteEndpointInfo>;
+    /// Longest match in `cilium_tunnel_map`.
+    fn tunnel(&self, prefix: &IpPrefix) -> Option<&TunnelValue>;
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// Passes to the host stack with the source's identity in its mark.
+    Stack {
+        /// The source's identity.
+        identity: u32,
+    },
+    /// Passes as it is and counts nowhere: the node's own link-local chatter.
+    Ignore,
+    /// Goes to a pod of this node, through the policy program in the pod's slot.
+    Deliver {
+        /// The pod.
+        endpoint: &'a EndpointInfo,
+        /// The source's identity.
+        identity: u32,
+        /// The direct path: nobody has counted the hop, and the pod's namespace is entered at once.
+        direct: bool,
+    },
+    /// Goes to another node.
+    Encapsulate {
+        /// The node.
+        to: TunnelEndpoint,
+        /// The source's identity.
+        identity: u32,
+    },
+    /// Is dropped.
+    Drop(Reason),
+}
+
+/// A node to tunnel to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelEndpoint {
+    /// Its address.
+    pub ip: NetIp,
+    /// The address is IPv6.
+    pub ipv6: bool,
+}
+
+/// Where the maps say that an address is.
+enum Place {
+    /// On another node.
+    Node(TunnelEndpoint),
+    /// On another node, and the row does not say which.
+    NoEndpoint,
+    /// Not behind a tunnel.
+    Elsewhere,
+}
+
+/// `cil_from_container`: a packet that a pod sent, seen on the host side of its device pair.
+#[inline(always)]
+pub fn from_container<'a>(
+    tables: &'a impl Tables,
+    config: &Config,
+    ifindex: u32,
+    packet: &Packet,
+    transport: Transport,
+) -> Verdict<'a> {
+    // A pod may send with its own addresses only, and an address names the device that it is behind.
+    let identity = match tables.endpoint(&EndpointKey::new(packet.source, packet.family)) {
+        Some(source) if !source.is_host() && source.ifindex == ifindex => source.sec_id,
+        _ => return Verdict::Drop(Reason::INVALID_SOURCE_IP),
+    };
+    // A tunnel packet of a pod's own would let it claim any identity.
+    let to_tunnel_port = u32::from(transport.destination_port()) == config.tunnel_port;
+    if packet.protocol == protocol::UDP && !packet.later_fragment && to_tunnel_port {
+        return Verdict::Drop(Reason::ENCAPSULATION_PROHIBITED);
+    }
+    if !may_go_direct(config, packet, transport) {
+        return Verdict::Stack { identity };
+    }
+    match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
+        Some(endpoint) if endpoint.is_host() => Verdict::Stack { identity },
+        Some(endpoint) => Verdict::Deliver { endpoint, identity, direct: true },
+        None => match place(tables, packet) {
+            // The stack fragments, or answers that the packet is too big.
+            Place::Node(to) if packet.length <= config.route_mtu => Verdict::Encapsulate { to, identity },
+            Place::NoEndpoint => Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT),
+            Place::Node(_) | Place::Elsewhere => Verdict::Stack { identity },
+        },
+    }
+}
+
+/// `cil_from_host`: a packet that the stack sends to `cilium_host`, its own or one that it forwards.
+#[inline(always)]
+pub fn from_host<'a>(tables: &'a impl Tables, config: &Config, skb_mark: u32, packet: &Packet) -> Verdict<'a> {
+    if packet.stays_on_link() {
+        return Verdict::Ignore;
+    }
+    let identity = match mark::magic(skb_mark) {
+        mark::MAGIC_IDENTITY => mark::identity(skb_mark),
+        mark::MAGIC_HOST => identity::HOST,
+        _ => unmarked_source(tables, config, packet),
+    };
+    match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
+        Some(endpoint) if endpoint.is_host() => Verdict::Stack { identity },
+        Some(endpoint) => Verdict::Deliver { endpoint, identity, direct: false },
+        None => match place(tables, packet) {
+            Place::Node(to) => Verdict::Encapsulate { to, identity },
+            Place::NoEndpoint => Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT),
+            Place::Elsewhere => Verdict::Drop(Reason::UNROUTABLE),
+        },
+    }
+}
+
+/// `cil_from_overlay`: a packet out of the tunnel.
+#[inline(always)]
+pub fn from_overlay<'a>(
+    tables: &'a impl Tables,
+    config: &Config,
+    vni: u32,
+    packet: &Packet,
+    transport: Transport,
+) -> Verdict<'a> {
+    let Some(mut identity) = identity::from_vni(vni, packet.family, config.split_world()) else {
+        return Verdict::Drop(Reason::INVALID_IDENTITY);
+    };
+    if identity == identity::REMOTE_NODE
+        && let Some(row) = tables.ipcache(&IpPrefix::new(packet.source, packet.family))
+        && identity::is_remote_node(row.sec_identity)
+    {
+        // The sender only knows that it is a node; the ipcache knows what else it is.
+        identity = row.sec_identity;
+    }
+    match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
+        // Handing it to the stack would send it round in circles.
+        None => Verdict::Drop(Reason::UNROUTABLE),
+        Some(endpoint) if !endpoint.is_host() && may_go_direct(config, packet, transport) => {
+            Verdict::Deliver { endpoint, identity, direct: true }
+        }
+        Some(_) => Verdict::Stack { identity },
+    }
+}
+
+/// The identity of a source that no program has marked. Only a mark may claim a pod's identity: a packet that comes from
+/// outside with a pod's address is from the world.
+#[inline(always)]
+fn unmarked_source(tables: &impl Tables, config: &Config, packet: &Packet) -> u32 {
+    match tables.ipcache(&IpPrefix::new(packet.source, packet.family)) {
+        Some(row) if row.sec_identity == identity::HOST || identity::is_remote_node(row.sec_identity) => {
+            row.sec_identity
+        }
+        _ => identity::world(packet.family, config.split_world()),
+    }
+}
+
+/// Where the destination is: its ipcache row's tunnel endpoint when that has one, else the tunnel map's longest match.
+#[inline(always)]
+fn place(tables: &impl Tables, packet: &Packet) -> Place {
+    let prefix = IpPrefix::new(packet.destination, packet.family);
+    if let Some(row) = tables.ipcache(&prefix) {
+        if row.flags & FLAG_SKIP_TUNNEL != 0 {
+            return Place::Elsewhere;
+        }
+        if row.flags & FLAG_HAS_TUNNEL_ENDPOINT != 0 {
+            return node(row.tunnel_endpoint, row.flags & FLAG_IPV6_TUNNEL_ENDPOINT != 0);
+        }
+    }
+    match tables.tunnel(&prefix) {
+        Some(row) => node(row.tunnel_endpoint, row.family == FAMILY_IPV6),
+        None => Place::Elsewhere,
+    }
+}
+
+#[inline(always)]
+fn node(ip: NetIp, ipv6: bool) -> Place {
+    if ip.is_unspecified() { Place::NoEndpoint } else { Place::Node(TunnelEndpoint { ip, ipv6 }) }
+}
+
+/// True when the packet need not pass the stack. The stack answers packets whose hop count runs out.
+#[inline(always)]
+fn may_go_direct(config: &Config, packet: &Packet, transport: Transport) -> bool {
+    !config.legacy_routing() && packet.hops > 1 && cannot_be_translated(packet, transport)
+}
+
+/// True when the packet shows that kube-proxy translates no packet of its flow.
+#[inline(always)]
+fn cannot_be_translated(packet: &Packet, transport: Transport) -> bool {
+    if packet.fragment {
+        return false;
+    }
+    match packet.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => false,
+        // Behind these may be any protocol.
+        protocol::HOP_BY_HOP
+        | protocol::ROUTING
+        | protocol::FRAGMENT
+        | protocol::AUTHENTICATION
+        | protocol::DESTINATION_OPTIONS => false,
+        protocol::ICMP => packet.family == FAMILY_IPV4 && matches!(transport.icmp_type(), 0 | 8),
+        protocol::ICMPV6 => packet.family == FAMILY_IPV6 && matches!(transport.icmp_type(), 128 | 129),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+extern crate std;
+
+use std::{collections::BTreeMap, vec::Vec};
+
+use basal_maps::{config::FLAG_LEGACY_ROUTING, endpoint::EndpointInfo, ipcache::IpcacheKey};
+
+use super::*;
+
+const ROUTER: [u8; 4] = [10, 0, 1, 1];
+const POD_A: [u8; 4] = [10, 0, 1, 7];
+const POD_B: [u8; 4] = [10, 0, 1, 8];
+const REMOTE_POD: [u8; 4] = [10, 0, 2, 9];
+const REMOTE_NODE: [u8; 4] = [192, 168, 0, 2];
+const WORLD: [u8; 4] = [8, 8, 8, 8];
+const LXC_A: u32 = 20;
+
+const ECHO: Transport = Transport([8, 0, 0, 0]);
+
+#[derive(Default)]
+struct Model {
+    endpoints: BTreeMap<EndpointKey, EndpointInfo>,
+    ipcache: Vec<(IpcacheKey, RemoteEndpointInfo)>,
+    tunnel: Vec<(IpcacheKey, TunnelValue)>,
+}
+
+/// The brute-force longest match.
+fn longest<'a, V>(rows: &'a [(IpcacheKey, V)], prefix: &IpPrefix) -> Option<&'a V> {
+    let bits = |p: &IpPrefix| u128::from_be_bytes(p.ip.0);
+    let matches = |key: &IpcacheKey| {
+        let length = key.prefixlen - 32;
+        let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };
+        key.prefix.family == prefix.family && bits(&key.prefix) & mask == bits(prefix) & mask
+    };
+    rows.iter().filter(|(key, _)| matches(key)).max_by_key(|(key, _)| key.prefixlen).map(|(_, value)| value)
+}
+
+impl Tables for Model {
+    fn endpoint(&self, key: &EndpointKey) -> Option<&EndpointInfo> {
+        self.endpoints.get(key)
+    }
+
+    fn ipcache(&self, prefix: &IpPrefix) -> Option<&RemoteEndpointInfo> {
+        longest(&self.ipcache, prefix)
+    }
+
+    fn tunnel(&self, prefix: &IpPrefix) -> Option<&TunnelValue> {
+        longest(&self.tunnel, prefix)
+    }
+}
+
+fn pod(ifindex: u32, lxc_id: u16, sec_id: u32) -> EndpointInfo {
+    EndpointInfo { ifindex, lxc_id, sec_id, ..EndpointInfo::default() }
+}
+
+/// Two pods here, one over there known by its CIDR's row in the tunnel map only.
+fn node() -> Model {
+    let mut model = Model::default();
+    let key = |ip: [u8; 4]| EndpointKey::from(core::net::IpAddr::from(ip));
+    model.endpoints.insert(key(ROUTER), EndpointInfo::HOST);
+    model.endpoints.insert(key(POD_A), pod(LXC_A, 7, 1111));
+    model.endpoints.insert(key(POD_B), pod(21, 8, 2222));
+    let cidr = |ip: [u8; 4], bits| IpcacheKey::new(ip.into(), bits);
+    model.ipcache.push((cidr([0; 4], 0), RemoteEndpointInfo::new(identity::WORLD, None)));
+    model.ipcache.push((cidr(ROUTER, 32), RemoteEndpointInfo::new(identity::HOST, None)));
+    model.ipcache.push((cidr(POD_A, 32), RemoteEndpointInfo::new(1111, None)));
+    model.tunnel.push((cidr([10, 0, 2, 0], 24), TunnelValue::new(REMOTE_NODE.into(), 3)));
+    model
+}
+
+fn config(flags: u32) -> Config {
+    Config { route_mtu: 1450, tunnel_port: 8472, flags, ..Config::UNSET }
+}
+
+fn packet(source: [u8; 4], destination: [u8; 4], protocol: u8) -> Packet {
+    Packet {
+        family: FAMILY_IPV4,
+        source: NetIp::v4(source),
+        destination: NetIp::v4(destination),
+        hops: 64,
+        protocol,
+        length: 84,
+        header: 20,
+        fragment: false,
+        later_fragment: false,
+    }
+}
+
+const TO_REMOTE: TunnelEndpoint = TunnelEndpoint { ip: NetIp::v4(REMOTE_NODE), ipv6: false };
+
+#[test]
+fn a_pods_packets_pass_the_stack_with_its_identity() {
+    let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    for destination in [POD_B, REMOTE_POD, WORLD, ROUTER] {
+        let verdict = from_container(&model, &config, LXC_A, &packet(POD_A, destination, protocol::ICMP), ECHO);
+        assert_eq!(verdict, Verdict::Stack { identity: 1111 }, "{destination:?}");
+    }
+}
+
+#[test]
+fn a_pod_sends_from_its_own_address_and_device_only() {
+    let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    for (source, ifindex) in [(WORLD, LXC_A), (POD_B, LXC_A), (ROUTER, LXC_A), (ROUTER, 0), (POD_A, 21)] {
+        let verdict = from_container(&model, &config, ifindex, &packet(source, POD_B, protocol::TCP), ECHO);
+        assert_eq!(verdict, Verdict::Drop(Reason::INVALID_SOURCE_IP), "{source:?} on {ifindex}");
+    }
+}
+
+#[test]
+fn a_pod_cannot_send_tunnel_packets() {
+    let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    let vxlan = Transport([0x80, 0, 0x21, 0x18]);
+    let udp = packet(POD_A, REMOTE_NODE, protocol::UDP);
+    let verdict = from_container(&model, &config, LXC_A, &udp, vxlan);
+    assert_eq!(verdict, Verdict::Drop(Reason::ENCAPSULATION_PROHIBITED));
+    let tcp = packet(POD_A, REMOTE_NODE, protocol::TCP);
+    assert_eq!(from_container(&model, &config, LXC_A, &tcp, vxlan), Verdict::Stack { identity: 1111 });
+    let later = Packet { fragment: true, later_fragment: true, ..udp };
+    assert_eq!(from_container(&model, &config, LXC_A, &later, vxlan), Verdict::Stack { identity: 1111 });
+}
+
+#[test]
+fn only_flows_that_kube_proxy_cannot_touch_go_direct() {
+    let (model, config) = (node(), config(0));
+    let local = pod(21, 8, 2222);
+    let direct = |packet: Packet, transport| match from_container(&model, &config, LXC_A, &packet, transport) {
+        Verdict::Stack { identity: 1111 } => false,
+        Verdict::Deliver { endpoint, identity: 1111, direct: true } => *endpoint == local,
+        other => panic!("{other:?}"),
+    };
+    let echo = packet(POD_A, POD_B, protocol::ICMP);
+    assert!(direct(echo, ECHO));
+    assert!(direct(echo, Transport([0; 4])), "echo reply");
+    assert!(direct(packet(POD_A, POD_B, 47), ECHO), "GRE");
+    assert!(!direct(echo, Transport([3, 4, 0, 0])), "errors quote packets that may have been translated");
+    assert!(!direct(Packet { fragment: true, ..echo }, ECHO));
+    assert!(!direct(Packet { hops: 1, ..echo }, ECHO), "the stack says that time was exceeded");
+    for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP, protocol::FRAGMENT, protocol::ICMPV6] {
+        assert!(!direct(packet(POD_A, POD_B, protocol), ECHO), "{protocol}");
+    }
+}
+
+#[test]
+fn the_direct_path_crosses_nodes_when_the_packet_fits() {
+    let (model, config) = (node(), config(0));
+    let echo = packet(POD_A, REMOTE_POD, protocol::ICMP);
+    let verdict = |packet| from_container(&model, &config, LXC_A, &packet, ECHO);
+    assert_eq!(verdict(echo), Verdict::Encapsulate { to: TO_REMOTE, identity: 1111 });
+    assert_eq!(verdict(Packet { length: 1451, ..echo }), Verdict::Stack { identity: 1111 });
+    assert_eq!(verdict(packet(POD_A, WORLD, protocol::ICMP)), Verdict::Stack { identity: 1111 });
+    assert_eq!(verdict(packet(POD_A, ROUTER, protocol::ICMP)), Verdict::Stack { identity: 1111 });
+}
+
+#[test]
+fn the_host_delivers_by_endpoint_then_ipcache_then_tunnel_map() {
+    let (mut model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    let marked = mark::encode(mark::MAGIC_IDENTITY, 1111);
+    let local = pod(21, 8, 2222);
+    assert_eq!(
+        from_host(&model, &config, marked, &packet(POD_A, POD_B, protocol::TCP)),
+        Verdict::Deliver { endpoint: &local, identity: 1111, direct: false }
+    );
+    let remote = packet(POD_A, REMOTE_POD, protocol::TCP);
+    assert_eq!(
+        from_host(&model, &config, marked, &remote),
+        Verdict::Encapsulate { to: TO_REMOTE, identity: 1111 },
+        "by the tunnel map, although the ipcache has a row for the world"
+    );
+    let other = [192, 168, 0, 9];
+    let row = RemoteEndpointInfo::new(3333, Some(other.into()));
+    model.ipcache.push((IpcacheKey::new(REMOTE_POD.into(), 32), row));
+    let to = TunnelEndpoint { ip: NetIp::v4(other), ipv6: false };
+    assert_eq!(from_host(&model, &config, marked, &remote), Verdict::Encapsulate { to, identity: 1111 });
+}
+
+#[test]
+fn destinations_that_nobody_has_are_dropped_with_a_reason() {
+    let (mut model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    let gone = packet(ROUTER, [10, 0, 1, 99], protocol::TCP);
+    assert_eq!(from_host(&model, &config, 0, &gone), Verdict::Drop(Reason::UNROUTABLE));
+    let row = RemoteEndpointInfo { flags: FLAG_HAS_TUNNEL_ENDPOINT, ..RemoteEndpointInfo::default() };
+    model.ipcache.push((IpcacheKey::new(REMOTE_POD.into(), 32), row));
+    let remote = packet(ROUTER, REMOTE_POD, protocol::TCP);
+    assert_eq!(from_host(&model, &config, 0, &remote), Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT));
+    let skip = RemoteEndpointInfo { flags: FLAG_SKIP_TUNNEL, ..RemoteEndpointInfo::default() };
+    model.ipcache = std::vec![(IpcacheKey::new(REMOTE_POD.into(), 32), skip)];
+    assert_eq!(from_host(&model, &config, 0, &remote), Verdict::Drop(Reason::UNROUTABLE));
+}
+
+#[test]
+fn only_a_mark_claims_a_pods_identity() {
+    let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    let identity = |skb_mark, source| match from_host(&model, &config, skb_mark, &packet(source, POD_B, protocol::TCP))
+    {
+        Verdict::Deliver { identity, .. } => identity,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(identity(0, ROUTER), identity::HOST);
+    assert_eq!(identity(0x4000, ROUTER), identity::HOST, "kube-proxy's mark says nothing about identity");
+    assert_eq!(identity(0, POD_A), identity::WORLD, "a pod's address without a mark came from outside");
+    assert_eq!(identity(0, WORLD), identity::WORLD);
+    assert_eq!(identity(mark::MAGIC_HOST, WORLD), identity::HOST);
+    let marked = mark::encode(mark::MAGIC_IDENTITY, 0x12_3456);
+    assert_eq!(identity(marked, WORLD), 0x12_3456, "a service address, after translation back");
+}
+
+#[test]
+fn link_local_chatter_of_the_host_is_ignored() {
+    let model = node();
+    let verdict = from_host(&model, &config(1), 0, &packet(ROUTER, [224, 0, 0, 22], 2));
+    assert_eq!(verdict, Verdict::Ignore);
+}
+
+#[test]
+fn the_tunnels_identity_reaches_the_stack() {
+    let (mut model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    let verdict = |model: &Model, vni, source, destination| {
+        let packet = packet(source, destination, protocol::TCP);
+        match from_overlay(model, &config, vni, &packet, ECHO) {
+            Verdict::Stack { identity } => Ok(identity),
+            Verdict::Drop(reason) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(verdict(&model, 4444, REMOTE_POD, POD_A), Ok(4444));
+    assert_eq!(verdict(&model, 4444, REMOTE_POD, ROUTER), Ok(4444));
+    assert_eq!(verdict(&model, 1, REMOTE_POD, POD_A), Err(Reason::INVALID_IDENTITY));
+    assert_eq!(verdict(&model, 4444, REMOTE_POD, [10, 0, 1, 99]), Err(Reason::UNROUTABLE));
+
+    assert_eq!(verdict(&model, 6, REMOTE_NODE, POD_A), Ok(identity::REMOTE_NODE));
+    let apiserver = RemoteEndpointInfo::new(identity::KUBE_APISERVER, None);
+    model.ipcache.push((IpcacheKey::new(REMOTE_NODE.into(), 32), apiserver));
+    assert_eq!(verdict(&model, 6, REMOTE_NODE, POD_A), Ok(identity::KUBE_APISERVER));
+    assert_eq!(verdict(&model, 6, POD_A, POD_B), Ok(identity::REMOTE_NODE), "no pod's identity from an address");
+}
+
+#[test]
+fn the_tunnels_direct_path_is_for_the_same_flows() {
+    let (model, config) = (node(), config(0));
+    let local = pod(LXC_A, 7, 1111);
+    let verdict = |protocol| from_overlay(&model, &config, 4444, &packet(REMOTE_POD, POD_A, protocol), ECHO);
+    assert_eq!(verdict(protocol::ICMP), Verdict::Deliver { endpoint: &local, identity: 4444, direct: true });
+    assert_eq!(verdict(protocol::TCP), Verdict::Stack { identity: 4444 });
+}

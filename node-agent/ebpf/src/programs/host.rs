@@ -1,0 +1,35 @@
+//! Programs on `cilium_host` and `cilium_net`.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use basal_ebpf::decide;
+use basal_maps::{
+    metrics::{Direction, File},
+    reason::Reason,
+};
+
+use super::{
+    config,
+    context::{Frame, OK},
+    maps::Pinned,
+};
+
+/// Egress of `cilium_host`: what the stack routes to pods.
+#[classifier]
+pub(super) fn cil_from_host(ctx: TcContext) -> i32 {
+    let mut frame = Frame { ctx, file: File::Host, drops: Direction::Egress };
+    let packet = match frame.packet() {
+        Ok(packet) => packet,
+        Err(reason) => return frame.drop(reason, line!()),
+    };
+    let config = config();
+    let verdict = decide::from_host(&Pinned, &config, frame.mark(), &packet);
+    frame.act(verdict, &packet, &config, line!())
+}
+
+/// Ingress of `cilium_host` and `cilium_net`: what reaches the host over them.
+#[classifier]
+pub(super) fn cil_to_host(ctx: TcContext) -> i32 {
+    let frame = Frame { ctx, file: File::Host, drops: Direction::Ingress };
+    frame.count(Reason::FORWARDED, Direction::Egress, line!());
+    OK
+}
