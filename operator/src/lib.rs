@@ -1,1 +1,13 @@
-//! basal-operator
+//! The operator: the only writer of allocations and of node records.
+//!
+//! It promises that a block has one owner, whatever crashes, pauses or leads beside it: a claim stands in the ledger,
+//! under the fence of the leader's term, before anybody hears of the block; and it is given back only after reads at
+//! quorum found nobody who lists it.
+
+pub mod config;
+pub mod metrics;
+pub mod node;
+pub mod ports;
+pub mod process;
+pub mod run;
+pub mod term;

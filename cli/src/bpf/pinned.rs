@@ -1,0 +1,80 @@
+//! Rows of pinned maps, as the types of their layouts.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
+use basal_maps::{
+    endpoint::{EndpointInfo, EndpointKey},
+    ipcache::{IpcacheKey, RemoteEndpointInfo},
+    metrics::{MetricsKey, MetricsValue},
+    node::{NodeKey, NodeValue},
+    spec::{self, MapSpec},
+    tunnel::{TunnelKey, TunnelValue},
+};
+use zerocopy::{FromBytes, transmute};
+
+fn open(folder: &Path, spec: &MapSpec) -> anyhow::Result<Map> {
+    let path = folder.join(spec.name);
+    let opened = MapData::from_pin(&path).and_then(Map::from_map_data);
+    opened.with_context(|| {
+        format!("cannot open {}; is the agent running on this node, and are you root?", path.display())
+    })
+}
+
+/// Rows of a map whose keys and values are these many bytes. Rows that vanish while they are read are left out.
+fn rows<K, V>(found: impl Iterator<Item = Result<(K, V), MapError>>) -> anyhow::Result<Vec<(K, V)>> {
+    found.filter(|row| !matches!(row, Err(MapError::KeyNotFound))).map(|row| Ok(row?)).collect()
+}
+
+/// `cilium_lxc`.
+pub(super) fn endpoints(folder: &Path) -> anyhow::Result<Vec<(EndpointKey, EndpointInfo)>> {
+    let map: HashMap<_, [u8; 20], [u8; 48]> = open(folder, &spec::ENDPOINTS)?.try_into()?;
+    Ok(rows(map.iter())?.into_iter().map(|(key, value)| (transmute!(key), transmute!(value))).collect())
+}
+
+/// `cilium_node_map_v2`.
+pub(super) fn node_ids(folder: &Path) -> anyhow::Result<Vec<(NodeKey, NodeValue)>> {
+    let map: HashMap<_, [u8; 20], [u8; 4]> = open(folder, &spec::NODES)?.try_into()?;
+    Ok(rows(map.iter())?.into_iter().map(|(key, value)| (transmute!(key), transmute!(value))).collect())
+}
+
+/// `cilium_ipcache_v2`.
+pub(super) fn ipcache(folder: &Path) -> anyhow::Result<Vec<(IpcacheKey, RemoteEndpointInfo)>> {
+    let map: LpmTrie<_, [u8; 20], [u8; 24]> = open(folder, &spec::IPCACHE)?.try_into()?;
+    trie(rows(map.iter())?.into_iter().map(|(key, value)| (key.prefix_len(), key.data(), value)))
+}
+
+/// `cilium_tunnel_map`.
+pub(super) fn tunnels(folder: &Path) -> anyhow::Result<Vec<(TunnelKey, TunnelValue)>> {
+    let map: LpmTrie<_, [u8; 20], [u8; 20]> = open(folder, &spec::TUNNEL)?.try_into()?;
+    trie(rows(map.iter())?.into_iter().map(|(key, value)| (key.prefix_len(), key.data(), value)))
+}
+
+/// aya splits the length off a key; our layouts hold it.
+fn trie<K: FromBytes, V: FromBytes, const N: usize>(
+    rows: impl Iterator<Item = (u32, [u8; 20], [u8; N])>,
+) -> anyhow::Result<Vec<(K, V)>> {
+    rows.map(|(length, data, value)| {
+        let key = [length.to_ne_bytes().as_slice(), &data].concat();
+        let key = K::read_from_bytes(&key).ok().context("the map's key has another size than its layout")?;
+        let value = V::read_from_bytes(&value).ok().context("the map's value has another size than its layout")?;
+        Ok((key, value))
+    })
+    .collect()
+}
+
+/// `cilium_metrics`, summed over the CPUs.
+pub(super) fn metrics(folder: &Path) -> anyhow::Result<Vec<(MetricsKey, MetricsValue)>> {
+    let map: PerCpuHashMap<_, [u8; 8], [u8; 16]> = open(folder, &spec::METRICS)?.try_into()?;
+    let sum = |cpus: &[[u8; 16]]| {
+        let mut sum = MetricsValue { count: 0, bytes: 0 };
+        for cpu in cpus {
+            let cpu: MetricsValue = transmute!(*cpu);
+            sum.count += cpu.count;
+            sum.bytes += cpu.bytes;
+        }
+        sum
+    };
+    Ok(rows(map.iter())?.into_iter().map(|(key, cpus)| (transmute!(key), sum(&cpus))).collect())
+}

@@ -1,0 +1,250 @@
+//! The operator's keys: Cilium's names and defaults (cilium-config ConfigMap of 1.20), plus the few of our own.
+
+use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError};
+use basal_ipam::config::{FamilySettings, PoolConfig, PoolConfigError, PoolSettings};
+use basal_kvstore::config::{ConfigError as KvstoreError, KvstoreOptions};
+use basal_objects::{kube::KubeFlags, leadership::LeadershipOptions};
+use basal_runtime::{
+    admin::ListenAddress,
+    config::{ConfigDirFlag, GoDuration, StringMap},
+    logging::LogFlags,
+};
+
+/// basal-operator: owns the address space of a cluster and hands out PodCIDRs
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "basal-operator", version)]
+pub struct OperatorConfig {
+    /// The mounted ConfigMap.
+    #[command(flatten)]
+    pub config_dir: ConfigDirFlag,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogFlags,
+    /// Which cluster this is.
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
+    /// The pool.
+    #[command(flatten)]
+    pub pool: PoolFlags,
+    /// etcd.
+    #[command(flatten)]
+    pub etcd: EtcdFlags,
+    /// The API server.
+    #[command(flatten)]
+    pub kubernetes: KubernetesFlags,
+    /// Leader election.
+    #[command(flatten)]
+    pub election: ElectionFlags,
+    /// Garbage collection.
+    #[command(flatten)]
+    pub collection: CollectionFlags,
+    /// What is served.
+    #[command(flatten)]
+    pub serving: ServingFlags,
+}
+
+/// Which cluster this is.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterFlags {
+    /// Name of the cluster, unique in a mesh
+    #[arg(long, default_value = "default")]
+    pub cluster_name: String,
+
+    /// Number of the cluster, unique in a mesh; 0 outside of one
+    #[arg(long, default_value_t = 0)]
+    pub cluster_id: u8,
+}
+
+/// The pool.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "IPAM")]
+pub struct PoolFlags {
+    /// How addresses are managed; only cluster-pool
+    #[arg(long, default_value = "cluster-pool")]
+    pub ipam: String,
+
+    /// Give nodes IPv4 blocks
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv4: bool,
+
+    /// Give nodes IPv6 blocks
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv6: bool,
+
+    /// IPv4 CIDRs that blocks are taken from, used up in this order
+    #[arg(long, value_name = "CIDR,…")]
+    pub cluster_pool_ipv4_cidr: Vec<String>,
+
+    /// Prefix length of a node's IPv4 block, at most 30
+    #[arg(long, default_value_t = 24)]
+    pub cluster_pool_ipv4_mask_size: u8,
+
+    /// IPv6 CIDRs that blocks are taken from, used up in this order
+    #[arg(long, value_name = "CIDR,…")]
+    pub cluster_pool_ipv6_cidr: Vec<String>,
+
+    /// Prefix length of a node's IPv6 block, at most 126
+    #[arg(long, default_value_t = 112)]
+    pub cluster_pool_ipv6_mask_size: u8,
+
+    /// How long a released block rests before it is granted again (Basal's own key)
+    #[arg(long, default_value = "5m")]
+    pub cluster_pool_quarantine: GoDuration,
+}
+
+/// etcd.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "etcd")]
+pub struct EtcdFlags {
+    /// Where records are kept; only etcd
+    #[arg(long, default_value = "etcd")]
+    pub kvstore: String,
+
+    /// etcd.config=FILE (endpoints, CA, certificate, key), or etcd.address=URL, and more
+    #[arg(long, default_value = "", value_name = "KEY=VALUE,…")]
+    pub kvstore_opt: StringMap,
+
+    /// How long leased keys outlive the operator, 25s to 24h
+    #[arg(long, default_value = "15m")]
+    pub kvstore_lease_ttl: GoDuration,
+}
+
+/// The API server.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Kubernetes API server")]
+pub struct KubernetesFlags {
+    /// Namespace of the leader election's Lease
+    #[arg(long, default_value = "default")]
+    pub k8s_namespace: String,
+
+    /// How it is reached.
+    #[command(flatten)]
+    pub reach: KubeFlags,
+
+    /// Do not create or update CustomResourceDefinitions
+    #[arg(long)]
+    pub skip_crd_creation: bool,
+}
+
+/// Leader election.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Leader election")]
+pub struct ElectionFlags {
+    /// How long a Lease holds after its last renewal
+    #[arg(long, default_value = "15s")]
+    pub leader_election_lease_duration: GoDuration,
+
+    /// How long the leader goes on without a renewal; shorter than the Lease holds
+    #[arg(long, default_value = "10s")]
+    pub leader_election_renew_deadline: GoDuration,
+
+    /// Pause between two tries to get or renew the Lease
+    #[arg(long, default_value = "2s")]
+    pub leader_election_retry_period: GoDuration,
+}
+
+/// Collection of what nobody uses any more.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Garbage collection")]
+pub struct CollectionFlags {
+    /// Pause between two rounds over the identities in etcd; one that is unused in two rounds goes. 0 turns it off
+    #[arg(long, default_value = "15m")]
+    pub identity_gc_interval: GoDuration,
+}
+
+/// What the operator serves.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Serving")]
+pub struct ServingFlags {
+    /// Address of /healthz, /readyz and /config
+    #[arg(long, default_value = "localhost:9234")]
+    pub operator_api_serve_addr: ListenAddress,
+
+    /// Serve Prometheus metrics
+    #[arg(long)]
+    pub enable_metrics: bool,
+
+    /// Address of /metrics
+    #[arg(long, default_value = ":9963")]
+    pub operator_prometheus_serve_addr: ListenAddress,
+}
+
+/// A key that parses alone and does not fit the others.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The cluster's name or id.
+    #[error("cluster-name, cluster-id: {0}")]
+    Cluster(#[from] NameError),
+    /// The pool.
+    #[error(transparent)]
+    Pool(#[from] PoolConfigError),
+    /// Another record store than etcd.
+    #[error("kvstore: {0:?} is not supported; set it to \"etcd\" and kvstore-opt to etcd.config=FILE")]
+    Kvstore(String),
+    /// Durations that make leader election unsafe.
+    #[error("{0}")]
+    Election(String),
+    /// The way to etcd.
+    #[error(transparent)]
+    KvstoreOpt(#[from] KvstoreError),
+}
+
+impl OperatorConfig {
+    /// The cluster's name and id.
+    ///
+    /// # Errors
+    /// One of them is not valid.
+    pub fn cluster(&self) -> Result<Cluster, CheckError> {
+        let name = ClusterName::new(self.cluster.cluster_name.clone())?;
+        Ok(Cluster::new(name, ClusterId::new(self.cluster.cluster_id))?)
+    }
+
+    /// The pool.
+    ///
+    /// # Errors
+    /// See [`PoolConfigError`].
+    pub fn pool(&self) -> Result<PoolConfig, CheckError> {
+        let p = &self.pool;
+        let family =
+            |enabled, cidrs: &Vec<String>, mask_size| FamilySettings { enabled, cidrs: cidrs.clone(), mask_size };
+        let settings = PoolSettings {
+            ipv4: family(p.enable_ipv4, &p.cluster_pool_ipv4_cidr, p.cluster_pool_ipv4_mask_size),
+            ipv6: family(p.enable_ipv6, &p.cluster_pool_ipv6_cidr, p.cluster_pool_ipv6_mask_size),
+        };
+        Ok(PoolConfig::new(&settings)?)
+    }
+
+    /// Checks what clap cannot: keys that depend on each other.
+    ///
+    /// # Errors
+    /// The first key that does not fit, with the way out.
+    pub fn check(&self) -> Result<(), CheckError> {
+        self.cluster()?;
+        self.pool()?;
+        if self.etcd.kvstore != "etcd" {
+            return Err(CheckError::Kvstore(self.etcd.kvstore.clone()));
+        }
+        self.kvstore()?;
+        self.leadership(String::new()).check().map_err(CheckError::Election)
+    }
+
+    /// The way to etcd.
+    ///
+    /// # Errors
+    /// An option that is unknown or does not parse.
+    pub fn kvstore(&self) -> Result<KvstoreOptions, CheckError> {
+        Ok(KvstoreOptions::from_map(&self.etcd.kvstore_opt.0)?)
+    }
+
+    /// How leadership is held by a process of this identity.
+    #[must_use]
+    pub fn leadership(&self, identity: String) -> LeadershipOptions {
+        LeadershipOptions {
+            lease_duration: self.election.leader_election_lease_duration.0,
+            renew_deadline: self.election.leader_election_renew_deadline.0,
+            retry_period: self.election.leader_election_retry_period.0,
+            ..LeadershipOptions::new(&self.kubernetes.k8s_namespace, identity)
+        }
+    }
+}

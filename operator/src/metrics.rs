@@ -1,0 +1,142 @@
+//! What the operator counts, below `basal_operator_`.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, Weak},
+};
+
+use basal_ipam::cell::BlockState;
+use basal_runtime::{metrics::Metrics, sync::lock};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge},
+};
+
+use crate::node::NodeCore;
+
+/// The label of anything with a closed reason.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByReason {
+    reason: &'static str,
+}
+
+/// The operator's metrics. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct OperatorMetrics {
+    leader: Gauge,
+    grants: Counter,
+    published: Counter,
+    refusals: Family<ByReason, Counter>,
+    conflicts: Counter,
+    swaps: Family<ByReason, Counter>,
+    blocks: Blocks,
+}
+
+impl OperatorMetrics {
+    /// Metrics that `registry` shows.
+    #[must_use]
+    pub fn register(registry: &Metrics) -> Self {
+        let metrics = Self::default();
+        registry.register(|r| {
+            r.register("leader", "1 while this replica leads", metrics.leader.clone());
+            r.register("ipam_grants", "Nodes whose blocks were written into their CiliumNode", metrics.grants.clone());
+            r.register("node_records_written", "Node records written to etcd", metrics.published.clone());
+            r.register("ipam_refusals", "Looks at a node that ended in a refusal, by reason", metrics.refusals.clone());
+            r.register(
+                "ledger_conflicts",
+                "Batches that found a cell changed by somebody else",
+                metrics.conflicts.clone(),
+            );
+            r.register("ledger_swaps", "Batches written to the ledger, by outcome", metrics.swaps.clone());
+            r.register_collector(Box::new(metrics.blocks.clone()));
+        });
+        metrics
+    }
+
+    /// Whether this replica leads.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(leads.into());
+    }
+
+    /// Blocks were written into a CiliumNode.
+    pub fn granted(&self) {
+        self.grants.inc();
+    }
+
+    /// A node record was written.
+    pub fn record_written(&self) {
+        self.published.inc();
+    }
+
+    /// A node was refused.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// A batch went to the ledger.
+    pub fn swapped(&self, outcome: &'static str) {
+        self.swaps.get_or_create(&ByReason { reason: outcome }).inc();
+        if outcome == "Conflict" {
+            self.conflicts.inc();
+        }
+    }
+
+    /// Shows the blocks of this term's allocator, for as long as it lives.
+    pub fn show(&self, core: &Arc<Mutex<NodeCore>>) {
+        *lock(&self.blocks.core) = Arc::downgrade(core);
+    }
+}
+
+/// Counts blocks when they are asked for, so that no count can drift from the allocator's.
+#[derive(Clone, Default)]
+struct Blocks {
+    core: Arc<Mutex<Weak<Mutex<NodeCore>>>>,
+}
+
+impl fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blocks").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, EncodeLabelSet)]
+struct BlockLabels {
+    pool: String,
+    family: &'static str,
+    state: &'static str,
+}
+
+impl Collector for Blocks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let core = lock(&self.core).upgrade();
+        let Some(counts) = core.map(|core| lock(&core).allocator.counts()) else { return Ok(()) };
+        let blocks = ConstGauge::new(0.0_f64);
+        let mut family = encoder.encode_descriptor(
+            "ipam_blocks",
+            "Blocks by pool CIDR, family and state; pool is \"none\" for those outside every pool CIDR",
+            None,
+            blocks.metric_type(),
+        )?;
+        let mut one = |pool: String, of: &'static str, state: &'static str, n: f64| {
+            let labels = BlockLabels { pool, family: of, state };
+            ConstGauge::new(n).encode(family.encode_family(&labels)?)
+        };
+        for pool in &counts.pools {
+            let (name, of) = (pool.pool.to_string(), pool.pool.family().as_str());
+            #[expect(clippy::cast_precision_loss, reason = "a metric is a floating-point number")]
+            one(name.clone(), of, "free", pool.free as f64)?;
+            for state in BlockState::ALL {
+                #[expect(clippy::cast_precision_loss, reason = "a metric is a floating-point number")]
+                one(name.clone(), of, state.as_str(), pool.states.get(state) as f64)?;
+            }
+        }
+        for (of, states) in &counts.outside {
+            for state in BlockState::ALL {
+                #[expect(clippy::cast_precision_loss, reason = "a metric is a floating-point number")]
+                one("none".to_owned(), of.as_str(), state.as_str(), states.get(state) as f64)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! The CiliumNode controller: a Node gets its blocks, its CiliumNode and its record; a Node that is gone loses them.
+//!
+//! One file for each of the five steps; [`controller`] ties them to the driver.
+
+mod controller;
+mod error;
+mod facts;
+mod observe;
+mod plan;
+mod records;
+mod report;
+mod validate;
+mod write;
+
+pub use controller::{NodeController, NodeCore, Views};
+pub use error::NodeError;
+pub use facts::{CiliumNodeFacts, NodeFacts};
+pub use records::Records;
+pub use report::Reporter;

@@ -1,0 +1,332 @@
+//! What to write for a batch of nodes, as data.
+//!
+//! A node is served in two passes. The first reserves blocks and puts them into the batch for the ledger. Once the
+//! ledger holds them, the second writes what rests on them: first the CiliumNode, then the node record. Whoever takes over between
+//! two writes does the same second pass, since the claim names the node. A node that is gone goes the other way:
+//! first the CiliumNode lets go of the blocks, then they rest in quarantine, then the records go, then they are free.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use basal_crds::{
+    address::NodeAddress,
+    kvstore::{NodeRecord, keys},
+    names::Cluster,
+    resources::NodeFieldError,
+};
+use basal_ipam::{
+    allocator::{Allocator, Batch, Claim, FreeError, Refusal},
+    cell::BlockState,
+    ledger::{Guard, Limits},
+    names::{NodeName, NodeUid},
+    prefix::PodCidr,
+};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::{
+    error::NodeError,
+    facts::{CiliumNodeFacts, NodeFacts},
+    observe::{Leftovers, Presence, Unreadable, Valid},
+};
+
+/// What is written for one node, after the ledger took the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Makes the CiliumNode that is missing.
+    CreateCiliumNode {
+        /// The Node that owns it.
+        uid: NodeUid,
+        /// Its addresses.
+        addresses: Vec<NodeAddress>,
+        /// The Node's labels, which Cilium's agents copy too.
+        labels: BTreeMap<String, String>,
+        /// The node's blocks; none while it is refused.
+        pod_cidrs: Vec<PodCidr>,
+    },
+    /// Replaces `spec.ipam.podCIDRs`.
+    WritePodCidrs {
+        /// The uid that was seen.
+        uid: String,
+        /// The resourceVersion that was seen.
+        resource_version: String,
+        /// The new value; empty takes the field away.
+        pod_cidrs: Vec<PodCidr>,
+    },
+    /// Deletes the CiliumNode of a Node that is gone.
+    DeleteCiliumNode {
+        /// The uid that was seen.
+        uid: String,
+        /// The resourceVersion that was seen.
+        resource_version: String,
+    },
+    /// Writes the node record, if the claims still stand.
+    PublishRecord {
+        /// What must hold.
+        guard: Guard,
+        /// The record's text.
+        text: String,
+    },
+    /// Deletes the node record, while the term lasts.
+    WithdrawRecord {
+        /// What must hold: the fence.
+        guard: Guard,
+    },
+    /// Deletes ip→identity records in blocks that rest, if the claims still stand as they are.
+    WithdrawAddresses {
+        /// What must hold.
+        guard: Guard,
+        /// The records' keys.
+        keys: Vec<String>,
+    },
+}
+
+/// What is to be said of a node, beside what is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Complaint {
+    /// A block is refused: the node's own wish, or any block at all.
+    Refused(Refusal),
+    /// An entry of `spec.ipam.podCIDRs` is no block.
+    Unreadable(Unreadable),
+    /// A block cannot leave quarantine.
+    Free(FreeError),
+    /// A field of the CiliumNode keeps the record from being made.
+    Field(NodeFieldError),
+}
+
+impl From<Complaint> for NodeError {
+    fn from(complaint: Complaint) -> Self {
+        match complaint {
+            Complaint::Refused(refusal) => Self::Refused(refusal),
+            Complaint::Unreadable(Unreadable { error, .. }) => Self::Refused(Refusal::Unparsable(error)),
+            Complaint::Free(error) => Self::Free(error),
+            Complaint::Field(error) => Self::Field(error),
+        }
+    }
+}
+
+/// What one node waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Nothing: it is in its desired state once the actions are done.
+    Nothing,
+    /// The ledger: the second pass follows at once.
+    Ledger,
+    /// The end of a time.
+    Until(Duration),
+}
+
+/// The plan of one node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodePlan {
+    /// What to write, in this order; the first one that fails ends it.
+    pub actions: Vec<Action>,
+    /// What to say.
+    pub complaints: Vec<Complaint>,
+    /// What it waits for afterwards.
+    pub wait: Wait,
+    /// The Node that is there, for events.
+    pub node: Option<NodeUid>,
+    /// The CiliumNode as it was seen, for the status.
+    pub cilium_node: Option<CiliumNodeFacts>,
+}
+
+/// The plan of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Read the ledger again instead of writing it: what became of the last batch is not known.
+    pub reload: bool,
+    /// What goes into the ledger.
+    pub batch: Option<Batch>,
+    /// What is written for each node.
+    pub nodes: BTreeMap<NodeName, NodePlan>,
+}
+
+/// Plans for a batch of nodes. `now` counts from the start of the term.
+pub(super) fn plan(
+    cluster: &Cluster,
+    allocator: &mut Allocator,
+    reload: bool,
+    batch: BTreeMap<NodeName, Valid>,
+    limits: Limits,
+    now: Duration,
+) -> Plan {
+    let nodes = batch.into_iter().map(|(name, valid)| {
+        let plan = match valid.presence {
+            Presence::Present { node, carried, unreadable } => {
+                let view = ServedView { cilium_node: valid.cilium_node, record: valid.record, carried, unreadable };
+                serve(cluster, allocator, &name, node, view, now)
+            }
+            Presence::Gone(leftovers) => {
+                let view = GoneView { cilium_node: valid.cilium_node, record: valid.record, leftovers };
+                withdraw(allocator, &name, view, now)
+            }
+        };
+        (name, plan)
+    });
+    let nodes = nodes.collect();
+    let batch = if reload { None } else { allocator.next_batch(limits) };
+    Plan { reload, batch, nodes }
+}
+
+struct ServedView {
+    cilium_node: Option<CiliumNodeFacts>,
+    record: Option<Vec<u8>>,
+    carried: Vec<PodCidr>,
+    unreadable: Vec<Unreadable>,
+}
+
+fn serve(
+    cluster: &Cluster,
+    allocator: &mut Allocator,
+    name: &NodeName,
+    node: NodeFacts,
+    view: ServedView,
+    now: Duration,
+) -> NodePlan {
+    let NodeFacts { uid, addresses, labels, .. } = node;
+    let node = Some(uid.clone());
+    let ServedView { cilium_node, record, carried, unreadable } = view;
+    let mut complaints: Vec<Complaint> = unreadable.into_iter().map(Complaint::Unreadable).collect();
+    let refusals = carried.iter().filter_map(|block| allocator.request(name, &uid, *block).err());
+    // While a change of the node is under way nothing is known yet; the next pass asks again.
+    complaints.extend(refusals.filter(|refusal| !matches!(refusal, Refusal::Busy { .. })).map(Complaint::Refused));
+    let (blocks, wait) = match allocator.grant(name, &uid, now) {
+        Ok(grant) if grant.confirmed => (grant.blocks, Wait::Nothing),
+        Ok(_) | Err(Refusal::Busy { .. }) => {
+            return NodePlan { actions: Vec::new(), complaints, wait: Wait::Ledger, node, cilium_node };
+        }
+        Err(refusal) => {
+            complaints.push(Complaint::Refused(refusal));
+            (allocator.confirmed(name), Wait::Nothing)
+        }
+    };
+    let mut actions = Vec::new();
+    let published = match &cilium_node {
+        None => {
+            actions.push(Action::CreateCiliumNode { uid, addresses, labels, pod_cidrs: blocks });
+            // The record is made from the CiliumNode, so it follows once that is there.
+            None
+        }
+        Some(facts) => {
+            let listed: Vec<&str> = facts.pod_cidrs.iter().map(String::as_str).collect();
+            let texts: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+            if listed != texts {
+                actions.push(Action::WritePodCidrs {
+                    uid: facts.uid.clone(),
+                    resource_version: facts.resource_version.clone(),
+                    pod_cidrs: blocks.clone(),
+                });
+            }
+            match record_of(cluster, facts, &blocks) {
+                Ok(record) => Some(record.to_json()),
+                Err(error) => {
+                    complaints.push(Complaint::Field(error));
+                    None
+                }
+            }
+        }
+    };
+    if let (Some(text), Some(guard)) = (published, allocator.guard(name))
+        && record.as_deref() != Some(text.as_bytes())
+    {
+        actions.push(Action::PublishRecord { guard, text });
+    }
+    NodePlan { actions, complaints, wait, node, cilium_node }
+}
+
+struct GoneView {
+    cilium_node: Option<CiliumNodeFacts>,
+    record: Option<Vec<u8>>,
+    leftovers: Leftovers,
+}
+
+/// Takes back what a node had that is gone.
+fn withdraw(allocator: &mut Allocator, name: &NodeName, view: GoneView, now: Duration) -> NodePlan {
+    let GoneView { cilium_node, record, leftovers } = view;
+    let claims = allocator.claims(name);
+    let mut plan =
+        NodePlan { actions: Vec::new(), complaints: Vec::new(), wait: Wait::Nothing, node: None, cilium_node };
+    if let Some(facts) = plan.cilium_node.as_ref().filter(|facts| !facts.keep || !facts.pod_cidrs.is_empty()) {
+        plan.actions.push(let_go(facts));
+        // Whatever becomes of the write, the next look sees it; only then are blocks released.
+        plan.wait = Wait::Ledger;
+        return plan;
+    }
+    if record.is_some() {
+        let guard = Guard { term: allocator.term().clone(), cells: BTreeMap::new() };
+        plan.actions.push(Action::WithdrawRecord { guard });
+    }
+    if claims.iter().any(|claim| claim.block.state != BlockState::Quarantined) {
+        let uid = claims.iter().find_map(|claim| claim.block.uid.clone());
+        plan.wait = Wait::Ledger;
+        if let Err(refusal) = allocator.release(name, uid.as_ref())
+            && !matches!(refusal, Refusal::Busy { .. })
+        {
+            plan.complaints.push(Complaint::Refused(refusal));
+        }
+        return plan;
+    }
+    if !leftovers.ip_records.is_empty()
+        && let Some(guard) = allocator.quarantine_guard(name)
+    {
+        plan.actions.push(Action::WithdrawAddresses { guard, keys: leftovers.ip_records.clone() });
+    }
+    plan.wait = free_what_is_due(allocator, &claims, &leftovers, now, &mut plan.complaints);
+    plan
+}
+
+/// Makes the CiliumNode of a Node that is gone stop listing blocks: deletes it, or empties the field where an
+/// annotation keeps it.
+fn let_go(facts: &CiliumNodeFacts) -> Action {
+    let (uid, resource_version) = (facts.uid.clone(), facts.resource_version.clone());
+    if facts.keep {
+        Action::WritePodCidrs { uid, resource_version, pod_cidrs: Vec::new() }
+    } else {
+        Action::DeleteCiliumNode { uid, resource_version }
+    }
+}
+
+fn free_what_is_due(
+    allocator: &mut Allocator,
+    claims: &[Claim],
+    leftovers: &Leftovers,
+    now: Duration,
+    complaints: &mut Vec<Complaint>,
+) -> Wait {
+    let due = allocator.due(now);
+    let mut wait = Wait::Nothing;
+    for claim in claims.iter().filter(|claim| due.contains(&claim.at)) {
+        let in_use =
+            leftovers.with_endpoints.contains(&claim.at) || leftovers.ip_records.iter().any(|key| holds(claim.at, key));
+        if in_use {
+            allocator.rest_again(claim.at, now);
+            continue;
+        }
+        wait = Wait::Ledger;
+        if let Err(error) = allocator.free(claim.at, now) {
+            complaints.push(Complaint::Free(error));
+        }
+    }
+    let left = allocator.next_due().filter(|_| !claims.is_empty()).map(|at| at.saturating_sub(now));
+    match (wait, left) {
+        (Wait::Nothing, Some(left)) => Wait::Until(left.max(Duration::from_secs(1))),
+        (wait, _) => wait,
+    }
+}
+
+/// Whether an ip→identity record's key lies in a block.
+#[must_use]
+pub(super) fn holds(block: PodCidr, key: &str) -> bool {
+    keys::parse_ip_target(key).is_ok_and(|target| block.contains_address(target.ip()))
+}
+
+/// The record of a node with its blocks.
+fn record_of(cluster: &Cluster, facts: &CiliumNodeFacts, blocks: &[PodCidr]) -> Result<NodeRecord, NodeFieldError> {
+    let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
+    for block in blocks {
+        match block.address() {
+            IpAddr::V4(ip) => ipv4.push(Ipv4Net::new_assert(ip, block.prefix_len())),
+            IpAddr::V6(ip) => ipv6.push(Ipv6Net::new_assert(ip, block.prefix_len())),
+        }
+    }
+    facts.object.record(cluster, ipv4, ipv6)
+}

@@ -1,0 +1,123 @@
+//! The writes of one node's plan, in order.
+
+use basal_crds::kvstore::keys;
+use basal_ipam::{ledger::Guard, names::NodeName, prefix::PodCidr};
+use basal_kvstore::kv::{Keys, Op, Revision, Txn};
+use basal_objects::{
+    object::{Object, ObjectKey, resources},
+    port::{MergePatch, Preconditions, Refusal},
+};
+use basal_runtime::outcome::Outcome;
+use serde_json::{Value, json};
+
+use super::{error::NodeError, plan::Action};
+use crate::ports::Ports;
+
+/// etcd takes so many operations in a transaction by default; the guard's conditions do not count among them.
+const MAX_OPS: usize = 128;
+
+/// What was written.
+#[derive(Debug, Clone, Default)]
+pub struct Written {
+    /// The CiliumNode as stored by the last write to it.
+    pub cilium_node: Option<Object>,
+    /// The CiliumNode is gone.
+    pub deleted: bool,
+    /// The revision of the last write of the node record.
+    pub record_revision: Option<Revision>,
+    /// Blocks that the CiliumNode lists from now on.
+    pub handed_out: Option<Vec<PodCidr>>,
+    /// A node record was written.
+    pub published: bool,
+}
+
+/// Carries out one action.
+pub(super) async fn act(
+    ports: &Ports,
+    name: &NodeName,
+    action: Action,
+    written: &mut Written,
+) -> Result<(), NodeError> {
+    let key = ObjectKey::cluster(name.as_str());
+    match action {
+        Action::CreateCiliumNode { uid, addresses, labels, pod_cidrs } => {
+            let addresses: Vec<Value> =
+                addresses.iter().map(|a| json!({ "type": a.kind.as_str(), "ip": a.ip.to_string() })).collect();
+            let object = json!({
+                "apiVersion": resources::CILIUM_NODE.api_version(),
+                "kind": resources::CILIUM_NODE.kind,
+                "metadata": {
+                    "name": name.as_str(),
+                    "labels": labels,
+                    "ownerReferences": [
+                        { "apiVersion": "v1", "kind": "Node", "name": name.as_str(), "uid": uid.as_str() },
+                    ],
+                },
+                "spec": { "addresses": addresses, "ipam": { "podCIDRs": texts(&pod_cidrs) } },
+            });
+            let created = ports.objects.create(resources::CILIUM_NODE, Object(object)).await;
+            written.cilium_node = Some(done("CiliumNode was not created", created)?);
+            written.handed_out = Some(pod_cidrs);
+        }
+        Action::WritePodCidrs { uid, resource_version, pod_cidrs } => {
+            // A merge patch takes a field away by null.
+            let value = if pod_cidrs.is_empty() { Value::Null } else { json!(texts(&pod_cidrs)) };
+            let body = json!({ "spec": { "ipam": { "podCIDRs": value } } });
+            let patch = MergePatch { resource_version, uid, subresource: None, body };
+            let patched = ports.objects.patch(resources::CILIUM_NODE, &key, patch).await;
+            written.cilium_node = Some(done("spec.ipam.podCIDRs of the CiliumNode was not written", patched)?);
+            written.handed_out = Some(pod_cidrs);
+        }
+        Action::DeleteCiliumNode { uid, resource_version } => {
+            let only_if = Preconditions { uid, resource_version };
+            match ports.objects.delete(resources::CILIUM_NODE, &key, only_if).await {
+                Outcome::Done(()) | Outcome::Refused(Refusal::NotFound(_)) => written.deleted = true,
+                other => done("the CiliumNode of a Node that is gone was not deleted", other)?,
+            }
+        }
+        Action::PublishRecord { guard, text } => {
+            let put = Op::Put { key: record_key(ports, name), value: text.into_bytes(), lease: 0 };
+            written.record_revision = Some(guarded(ports, &guard, vec![put]).await?);
+            written.published = true;
+        }
+        Action::WithdrawRecord { guard } => {
+            let delete = Op::Delete(Keys::One(record_key(ports, name)));
+            written.record_revision = Some(guarded(ports, &guard, vec![delete]).await?);
+        }
+        Action::WithdrawAddresses { guard, keys } => {
+            for some in keys.chunks(MAX_OPS) {
+                let deletes = some.iter().map(|key| Op::Delete(Keys::One(key.clone()))).collect();
+                guarded(ports, &guard, deletes).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn texts(pod_cidrs: &[PodCidr]) -> Vec<String> {
+    pod_cidrs.iter().map(ToString::to_string).collect()
+}
+
+/// The key of a node's record.
+pub(super) fn record_key(ports: &Ports, name: &NodeName) -> String {
+    format!("{}{}", keys::nodes_of(ports.cluster.name()), name.as_str())
+}
+
+/// Writes to etcd if the guard's conditions hold.
+async fn guarded(ports: &Ports, guard: &Guard, then: Vec<Op>) -> Result<Revision, NodeError> {
+    let when = ports.ledger_keys.conditions(guard);
+    match ports.kv.txn(Txn { when, then, or_else: Vec::new() }).await {
+        Outcome::Done(answer) if answer.succeeded => Ok(answer.header.revision),
+        Outcome::Done(_) => Err(NodeError::GuardLost),
+        Outcome::Refused(refusal) => Err(refusal.into()),
+        Outcome::Unknown(why) => Err(NodeError::KvUnknown(why)),
+    }
+}
+
+pub(super) fn done<T>(what: &'static str, outcome: Outcome<T, Refusal>) -> Result<T, NodeError> {
+    match outcome {
+        Outcome::Done(value) => Ok(value),
+        Outcome::Refused(refusal) => Err(NodeError::Write { what, refusal }),
+        Outcome::Unknown(why) => Err(NodeError::WriteUnknown { what, why }),
+    }
+}

@@ -1,0 +1,192 @@
+//! The start of a leader's term: take the fence, read everything at quorum, adopt what nodes carry.
+//!
+//! The order matters (a leader that slept through the end of its Lease must not take the fence from its successor):
+//! the Lease is held; read the fence; look at the Lease again; take the fence at the version that was read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use basal_crds::resources::CiliumEndpoint;
+use basal_ipam::{
+    allocator::{Allocator, Carried, CarriedBlock, Loss, Next},
+    config::PoolConfig,
+    ledger::{FenceAnswer, LedgerError, Loaded, SwapAnswer, SwapRefusal},
+    names::{NodeName, NodeUid, TermId},
+    prefix::PodCidr,
+};
+use basal_objects::{
+    leadership::Elector,
+    object::resources,
+    port::{Freshness, ReadError, Scope},
+};
+use basal_runtime::{
+    failure::{Failure, Retry},
+    reason::Reason,
+};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::{
+    node::{CiliumNodeFacts, NodeCore, NodeFacts},
+    ports::Ports,
+};
+
+pub mod kv;
+
+/// Why a term did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The Lease names somebody else at the second look.
+    #[error("the Lease names another operator by now; this one stands by")]
+    LeaseLost,
+    /// Somebody else wrote the fence after it was read.
+    #[error("another operator took the fence of the ledger meanwhile; this one stands by")]
+    FenceLost,
+    /// The ledger cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The ledger was not written.
+    #[error(transparent)]
+    Swap(#[from] SwapRefusal),
+    /// The ledger may have been written.
+    #[error("no answer of the ledger's store: {0}")]
+    Unknown(String),
+    /// The API server cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl Failure for BeginError {
+    fn reason(&self) -> Reason {
+        const LEASE_LOST: Reason = Reason::new("LeaseLost");
+        const FENCE_LOST: Reason = Reason::new("FenceLost");
+        const LEDGER_UNAVAILABLE: Reason = Reason::new("LedgerUnavailable");
+        const LEDGER_REFUSED: Reason = Reason::new("LedgerRefused");
+        const API_SERVER_UNAVAILABLE: Reason = Reason::new("APIServerUnavailable");
+        match self {
+            Self::LeaseLost => LEASE_LOST,
+            Self::FenceLost => FENCE_LOST,
+            Self::Ledger(_) | Self::Unknown(_) => LEDGER_UNAVAILABLE,
+            Self::Swap(_) => LEDGER_REFUSED,
+            Self::Read(_) => API_SERVER_UNAVAILABLE,
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        Retry::Backoff
+    }
+}
+
+/// A term that began.
+#[derive(Debug)]
+pub struct Begun {
+    /// What plans are made from.
+    pub core: Arc<Mutex<NodeCore>>,
+    /// Blocks that nodes carry and do not keep.
+    pub lost: Vec<Loss>,
+}
+
+/// Begins a term. `elector` holds the Lease already.
+///
+/// # Errors
+/// See [`BeginError`]. Nothing was granted then; the fence may be taken.
+pub async fn begin(
+    ports: &Ports,
+    elector: &Elector,
+    pool: &PoolConfig,
+    quarantine: Duration,
+) -> Result<Begun, BeginError> {
+    let seen = ports.ledger.read_fence().await?;
+    if !elector.holds_lease().await? {
+        return Err(BeginError::LeaseLost);
+    }
+    let term = TermId::from_random(ports.env.random_u64(), ports.env.random_u64());
+    match ports.ledger.take_fence(&seen, &term).await {
+        FenceAnswer::Taken => {}
+        FenceAnswer::Lost => return Err(BeginError::FenceLost),
+        FenceAnswer::Refused(refusal) => return Err(refusal.into()),
+        // The fence may hold the term. The next try reads it and takes it with another term, which is as good.
+        FenceAnswer::Unknown(why) => return Err(BeginError::Unknown(why)),
+        FenceAnswer::StoreReplaced(why) => return Err(LedgerError::StoreReplaced(why).into()),
+    }
+    let begun = Instant::now();
+    let carried = carried(ports).await?;
+    // After the objects: a claim that is newer than what they list is seen.
+    let loaded = load(ports, &term).await?;
+    for stray in &loaded.strays {
+        warn!(key = stray, "a key in the ledger that no version of Basal writes");
+    }
+    let mut allocator = Allocator::start(term, pool.clone(), quarantine, &loaded, begun.elapsed());
+    for problem in allocator.problems() {
+        warn!(reason = problem.reason(), "{problem}");
+    }
+    let adoption = allocator.adopt(&carried);
+    info!(nodes = carried.len(), kept = adoption.kept.len(), lost = adoption.lost.len(), "took over what nodes carry");
+    flush(ports, &mut allocator, begun).await?;
+    let core = NodeCore::new(allocator, begun, ports.cluster.clone(), ports.ledger.limits());
+    Ok(Begun { core: Arc::new(Mutex::new(core)), lost: adoption.lost })
+}
+
+async fn load(ports: &Ports, term: &TermId) -> Result<Loaded, BeginError> {
+    let loaded = ports.ledger.load().await?;
+    if loaded.fence.holds(term) { Ok(loaded) } else { Err(BeginError::FenceLost) }
+}
+
+/// What every CiliumNode lists, with the Node that it belongs to.
+async fn carried(ports: &Ports) -> Result<Vec<Carried>, BeginError> {
+    let list = |resource| async move { ports.objects.list(resource, &Scope::default(), Freshness::Quorum).await };
+    let nodes = list(resources::NODE).await?;
+    let nodes = nodes.items.iter().filter_map(|node| NodeFacts::parse(node).ok());
+    let uids: BTreeMap<NodeName, NodeUid> = nodes.map(|facts| (facts.name, facts.uid)).collect();
+    let mut all: Vec<(NodeName, Vec<PodCidr>)> = Vec::new();
+    for object in list(resources::CILIUM_NODE).await?.items {
+        let Ok(facts) = CiliumNodeFacts::parse(&object) else { continue };
+        let Ok(name) = NodeName::new(object.name()) else { continue };
+        all.push((name, facts.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect()));
+    }
+    let live = live_addresses(ports, &all).await?;
+    let is_live = |at: &PodCidr| live.iter().any(|address| at.contains_address(*address));
+    let block = |at: PodCidr| CarriedBlock { at, live: is_live(&at) };
+    let carried = all.into_iter().map(|(node, blocks)| Carried {
+        uid: uids.get(&node).cloned(),
+        node,
+        blocks: blocks.into_iter().map(block).collect(),
+    });
+    Ok(carried.collect())
+}
+
+/// The addresses of all endpoints, when two nodes list overlapping blocks: only then do they decide anything.
+async fn live_addresses(ports: &Ports, all: &[(NodeName, Vec<PodCidr>)]) -> Result<BTreeSet<IpAddr>, BeginError> {
+    let mut blocks: Vec<&PodCidr> = all.iter().flat_map(|(_, blocks)| blocks).collect();
+    blocks.sort_by_key(|block| (block.family(), block.first()));
+    if !blocks.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
+        return Ok(BTreeSet::new());
+    }
+    let endpoints = ports.objects.list(resources::CILIUM_ENDPOINT, &Scope::default(), Freshness::Quorum).await?;
+    let parsed = endpoints.items.iter().filter_map(|object| object.parse::<CiliumEndpoint>().ok());
+    Ok(parsed.flat_map(|endpoint| endpoint.addresses()).collect())
+}
+
+/// Writes what was adopted, before anything is granted.
+async fn flush(ports: &Ports, allocator: &mut Allocator, begun: Instant) -> Result<(), BeginError> {
+    let term = allocator.term().clone();
+    while let Some(batch) = allocator.next_batch(ports.ledger.limits()) {
+        let answer = ports.ledger.swap(&term, &batch.swaps).await;
+        let settled = allocator.settle(batch.id, &answer, begun.elapsed());
+        match (settled.next, answer) {
+            (Next::Continue, SwapAnswer::Refused(refusal)) => return Err(refusal.into()),
+            (Next::Continue, _) => {}
+            (Next::Reload, _) => {
+                let loaded = load(ports, &term).await?;
+                allocator.reload(&loaded, begun.elapsed());
+            }
+            (Next::EndTerm, SwapAnswer::StoreReplaced(why)) => return Err(LedgerError::StoreReplaced(why).into()),
+            (Next::EndTerm, _) => return Err(BeginError::FenceLost),
+        }
+    }
+    Ok(())
+}
