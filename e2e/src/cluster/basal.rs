@@ -50,8 +50,8 @@ pub(super) fn install(cluster: &Cluster, options: &BasalOptions) -> anyhow::Resu
         .arg(chart())
         .done()?;
     let limit = Duration::from_secs(180);
-    cluster.wait_rollout(NAMESPACE, "deployment/cilium-operator", limit)?;
-    cluster.wait_rollout(NAMESPACE, "daemonset/cilium", limit)
+    cluster.wait_rollout(NAMESPACE, "deployment/basal-operator", limit)?;
+    cluster.wait_rollout(NAMESPACE, "daemonset/basal-agent", limit)
 }
 
 fn make_secret(cluster: &Cluster, name: &str, user: &str) -> anyhow::Result<()> {
@@ -78,7 +78,7 @@ fn values(cluster: &Cluster) -> anyhow::Result<Value> {
         "image": {"repository": IMAGE, "tag": "dev", "pullPolicy": "Never"},
         "k8sServiceHost": host,
         "k8sServicePort": port,
-        "etcd": {"enabled": true, "ssl": true, "endpoints": [cluster.etcd_url()]},
+        "etcd": {"enabled": true, "ssl": true, "endpoints": [cluster.etcd_url()], "operatorSecretName": OPERATOR_SECRET},
         "ipv4": {"enabled": true},
         "ipv6": {"enabled": true},
         "ipam": {"operator": {

@@ -40,8 +40,8 @@ const IMAGES: &[Image] = &[
     },
 ];
 
-/// What Basal's image stands on: its commands are linked against Debian's libc.
-const BASE: &[&str] = &["ca-certificates", "libc6", "libgcc-s1"];
+/// What Basal's image stands on: its commands are linked against Debian's libc, and the agent masquerades with nft.
+const BASE: &[&str] = &["ca-certificates", "libc6", "libgcc-s1", "nftables"];
 
 /// Builds what is missing.
 pub(super) fn run() -> anyhow::Result<()> {
