@@ -6,6 +6,7 @@
 //! client in here, no clock and no randomness.
 
 pub mod address;
+pub mod directory;
 pub mod identity;
 pub mod kvstore;
 pub mod labels;

@@ -231,6 +231,26 @@ pub enum WatchEvent {
     },
 }
 
+impl WatchEvent {
+    /// The key that changed.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(kv) => &kv.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision of the change.
+    #[must_use]
+    pub fn mod_revision(&self) -> Revision {
+        match self {
+            Self::Put(kv) => kv.mod_revision,
+            Self::Delete { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
 /// What a watch delivers at once: the changes of whole revisions, never a part of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchBatch {

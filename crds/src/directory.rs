@@ -1,0 +1,116 @@
+//! What an agent learns of the cluster and tells it: nodes, addresses, identities. One interface; the source behind it
+//! is etcd or the API server, and nothing above knows which.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use crate::{
+    identity::IdentityId,
+    kvstore::{IpRecord, IpTarget, NodeRecord},
+    labels::Labels,
+    names::{ClusterName, NodeName},
+};
+
+/// One step of a subscription.
+///
+/// Every subscription begins with what exists, one `Upsert` each, then `InSync`; changes follow. After an interruption
+/// of the source the differences follow, then `InSync` again. A subscriber therefore holds a map, replaces and removes
+/// in it, and does not need to know why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change<K, V> {
+    /// It exists, and this is how it looks.
+    Upsert(K, V),
+    /// It is gone, for good: what a source loses by accident is held back first (see [`Directory`]).
+    Delete(K),
+    /// A record cannot be read. What was known under this name before stays as it was.
+    Invalid {
+        /// The name of the record at the source.
+        name: String,
+        /// What is wrong with it, with the field.
+        problem: String,
+    },
+    /// Everything that the source holds has been handed over.
+    InSync,
+    /// The source cannot be followed at the moment; what is known may be old until the next `InSync`.
+    Stale(String),
+}
+
+/// A node among all clusters of a mesh.
+pub type NodeId = (ClusterName, NodeName);
+
+/// A stream of changes. It has no end.
+pub type Changes<K, V> = BoxStream<'static, Change<K, V>>;
+
+/// Why an identity was not allocated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AllocateError {
+    /// The source does not allow it, or refuses.
+    #[error("identity for {labels}: refused: {why}")]
+    Refused {
+        /// The labels that it was for.
+        labels: Labels,
+        /// Why.
+        why: String,
+    },
+    /// The source does not answer. Trying again may help.
+    #[error("identity for {labels}: {why}")]
+    Unavailable {
+        /// The labels that it was for.
+        labels: Labels,
+        /// Why.
+        why: String,
+    },
+    /// All identities of the cluster are taken.
+    #[error(
+        "identity for {labels}: all {count} identities of the cluster are taken; \
+         exclude labels that differ from pod to pod (cilium-config key `labels`), then wait for the identity GC"
+    )]
+    Exhausted {
+        /// The labels that it was for.
+        labels: Labels,
+        /// How many there are.
+        count: u32,
+    },
+}
+
+/// The cluster, as an agent reads and writes it.
+///
+/// Deletions: a node is reported as deleted only after it was missing for 30 s. Anything that is missing after a
+/// listing, rather than deleted in plain sight, waits as long; and while the source holds no record of a kind at all,
+/// no deletion of that kind is reported.
+#[async_trait]
+pub trait Directory: Send + Sync + 'static {
+    /// Follows the nodes of this cluster and of its mesh.
+    fn nodes(&self) -> Changes<NodeId, NodeRecord>;
+
+    /// Follows the addresses with their identities. The source looks after this agent's own records only while
+    /// somebody follows.
+    fn ips(&self) -> Changes<IpTarget, IpRecord>;
+
+    /// Follows the identities with their labels.
+    fn identities(&self) -> Changes<IdentityId, Labels>;
+
+    /// This record ought to be there from now on, until it is withdrawn or this agent is gone for long. Returns at
+    /// once.
+    fn publish_ip(&self, record: &IpRecord);
+
+    /// The record ought not to be there any more. Returns at once.
+    fn withdraw_ip(&self, target: IpTarget);
+
+    /// Withdraws every record behind this agent's own node that this agent has not published: what an earlier run left.
+    /// To be called once after the start, when everything was published again.
+    ///
+    /// # Errors
+    /// The source did not answer.
+    async fn withdraw_leftover_ips(&self) -> Result<usize, String>;
+
+    /// The identity of these labels, allocated if there is none, and held until as many calls of
+    /// [`Self::release_identity`] as of this.
+    ///
+    /// # Errors
+    /// See [`AllocateError`].
+    async fn allocate_identity(&self, labels: &Labels) -> Result<IdentityId, AllocateError>;
+
+    /// One user of the identity less.
+    fn release_identity(&self, labels: &Labels);
+}

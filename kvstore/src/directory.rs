@@ -1,0 +1,271 @@
+//! The directory in etcd, in Cilium's key layout.
+
+mod follow;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use basal_crds::{
+    directory::{AllocateError, Change, Changes, Directory, NodeId},
+    identity::{IdentityId, IdentityRange},
+    kvstore::{IpRecord, IpTarget, NodeRecord, keys, parse_identity_labels},
+    labels::Labels,
+    names::Cluster,
+};
+use basal_runtime::sync::lock;
+use futures::{
+    FutureExt, StreamExt,
+    channel::mpsc::{UnboundedSender, unbounded},
+    pin_mut, select_biased,
+};
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::follow::{Patience, follow};
+use crate::{
+    identity::IdentityStore,
+    kv::KeyValue,
+    list_watch::ListWatch,
+    lock::Locks,
+    pages::{PAGE_SIZE, list},
+    session::Session,
+};
+
+/// Who this agent is.
+#[derive(Debug, Clone)]
+pub struct DirectoryConfig {
+    /// Its cluster.
+    pub cluster: Cluster,
+    /// The addresses of its node that other nodes tunnel to: the `HostIP` of its records. The first one names its
+    /// references to identities: IPv4 where there is one.
+    pub node_ips: Vec<IpAddr>,
+    /// Keys in one page of a list (`etcd.limit`).
+    pub page_size: i64,
+}
+
+/// The directory in etcd.
+pub struct EtcdDirectory {
+    session: Session,
+    config: DirectoryConfig,
+    identities: Arc<Identities>,
+    _end: DropGuard,
+}
+
+/// Why the directory could not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node has no address; its CiliumNode must carry an InternalIP")]
+pub struct NoNodeAddress;
+
+/// How long an allocation waits for the first listing of identities.
+const SYNC_WAIT: Duration = Duration::from_secs(30);
+
+/// How often the identities in use are looked after without need: Cilium's.
+const IDENTITY_REFRESH: Duration = Duration::from_secs(5 * 60);
+
+/// The one watch on identities, and everybody behind it.
+struct Identities {
+    store: IdentityStore,
+    followers: Mutex<Followers>,
+    /// Wakes those who wait for the first listing.
+    listed: Notify,
+    /// An identity was seen to be missing.
+    lost: Notify,
+}
+
+#[derive(Default)]
+struct Followers {
+    /// The first listing is complete.
+    was_listed: bool,
+    /// The last listing is complete and the watch goes on.
+    in_sync: bool,
+    senders: Vec<UnboundedSender<Change<IdentityId, Labels>>>,
+}
+
+impl EtcdDirectory {
+    /// Starts to follow the identities.
+    ///
+    /// # Errors
+    /// [`NoNodeAddress`].
+    pub fn start(session: Session, config: DirectoryConfig) -> Result<Self, NoNodeAddress> {
+        let node_ip =
+            config.node_ips.iter().find(|ip| ip.is_ipv4()).or(config.node_ips.first()).ok_or(NoNodeAddress)?;
+        let range = IdentityRange::of(config.cluster.id());
+        let store = IdentityStore::new(session.clone(), Locks::new(session.clone()), range, *node_ip);
+        let identities =
+            Arc::new(Identities { store, followers: Mutex::default(), listed: Notify::new(), lost: Notify::new() });
+        let end = CancellationToken::new();
+        let cancelled = end.clone();
+        let task = Arc::clone(&identities).follow(session.clone(), config.page_size);
+        session.env().spawn(
+            "identities",
+            Box::pin(async move {
+                cancelled.run_until_cancelled_owned(task).await;
+            }),
+        );
+        Ok(Self { session, config, identities, _end: end.drop_guard() })
+    }
+
+    /// The identities as this agent knows and uses them.
+    #[must_use]
+    pub fn identity_store(&self) -> &IdentityStore {
+        &self.identities.store
+    }
+
+    fn list_watch(&self, prefix: &str) -> ListWatch {
+        ListWatch { prefix: prefix.to_owned(), page_size: self.config.page_size }
+    }
+}
+
+fn read_node(kv: &KeyValue) -> Result<(NodeId, NodeRecord), String> {
+    let (cluster, node) = keys::parse_node(&kv.key).map_err(|error| error.to_string())?;
+    let record = NodeRecord::parse_for(&cluster, &node, &kv.value).map_err(|error| error.to_string())?;
+    Ok(((cluster, node), record))
+}
+
+fn read_ip(kv: &KeyValue) -> Result<(IpTarget, IpRecord), String> {
+    let target = keys::parse_ip_target(&kv.key).map_err(|error| error.to_string())?;
+    let record = IpRecord::parse_for(target, &kv.value).map_err(|error| error.to_string())?;
+    Ok((target, record))
+}
+
+fn read_identity(kv: &KeyValue) -> Result<(IdentityId, Labels), String> {
+    let id = keys::parse_identity(&kv.key).map_err(|error| error.to_string())?;
+    let labels = parse_identity_labels(&kv.value).map_err(|error| error.to_string())?;
+    Ok((id, labels))
+}
+
+#[async_trait]
+impl Directory for EtcdDirectory {
+    fn nodes(&self) -> Changes<NodeId, NodeRecord> {
+        let key_of = |key: &str| keys::parse_node(key).ok();
+        follow(&self.session, self.list_watch(keys::NODES_PREFIX), Patience::Always, read_node, key_of, |_| {})
+    }
+
+    fn ips(&self) -> Changes<IpTarget, IpRecord> {
+        let session = self.session.clone();
+        let key_of = |key: &str| keys::parse_ip_target(key).ok();
+        // A record of ours that somebody else deleted comes back.
+        let gone = move |key: &str| session.rewrite(key);
+        follow(&self.session, self.list_watch(keys::IPS_PREFIX), Patience::AfterLoss, read_ip, key_of, gone)
+    }
+
+    fn identities(&self) -> Changes<IdentityId, Labels> {
+        let (sender, receiver) = unbounded();
+        let mut followers = lock(&self.identities.followers);
+        // The receiver is in our hands, so that every message arrives.
+        for (id, labels) in self.identities.store.known().iter() {
+            drop(sender.unbounded_send(Change::Upsert(id, labels.clone())));
+        }
+        if followers.in_sync {
+            drop(sender.unbounded_send(Change::InSync));
+        }
+        followers.senders.push(sender);
+        receiver.boxed()
+    }
+
+    fn publish_ip(&self, record: &IpRecord) {
+        self.session.put(&keys::ip(record.target), record.to_json().as_bytes());
+    }
+
+    fn withdraw_ip(&self, target: IpTarget) {
+        self.session.delete(&keys::ip(target));
+    }
+
+    async fn withdraw_leftover_ips(&self) -> Result<usize, String> {
+        let listed = list(&**self.session.kv(), keys::IPS_PREFIX, PAGE_SIZE, false).await;
+        let mut withdrawn = 0;
+        for kv in listed.map_err(|error| error.to_string())?.kvs {
+            let Ok((_, record)) = read_ip(&kv) else { continue };
+            let is_ours = record.host_ip.is_some_and(|ip| self.config.node_ips.contains(&ip));
+            if is_ours && self.session.wanted(&kv.key).is_none() {
+                self.session.delete(&kv.key);
+                withdrawn += 1;
+            }
+        }
+        Ok(withdrawn)
+    }
+
+    async fn allocate_identity(&self, labels: &Labels) -> Result<IdentityId, AllocateError> {
+        let listed = tokio::time::timeout(SYNC_WAIT, self.identities.listed()).await;
+        listed.map_err(|elapsed| AllocateError::Unavailable {
+            labels: labels.clone(),
+            why: format!("the identities are not listed yet ({elapsed})"),
+        })?;
+        self.identities.store.allocate(labels).await
+    }
+
+    fn release_identity(&self, labels: &Labels) {
+        self.identities.store.release(labels);
+    }
+}
+
+impl Identities {
+    async fn listed(&self) {
+        loop {
+            let listed = self.listed.notified();
+            pin_mut!(listed);
+            // From here on no notice is missed.
+            listed.as_mut().enable();
+            if lock(&self.followers).was_listed {
+                return;
+            }
+            listed.await;
+        }
+    }
+
+    /// Keeps the store up to date, restores what is in use here, and tells everybody who follows.
+    async fn follow(self: Arc<Self>, session: Session, page_size: i64) {
+        let what = ListWatch { prefix: keys::IDENTITY_IDS_PREFIX.to_owned(), page_size };
+        let key_of = |key: &str| keys::parse_identity(key).ok();
+        let this = Arc::clone(&self);
+        // For allocation an identity is gone at once, however long the followers have to wait for the news.
+        let gone = move |key: &str| {
+            if let Ok(id) = keys::parse_identity(key) {
+                this.store.forget(id);
+                this.lost.notify_one();
+            }
+        };
+        let mut changes = follow(&session, what, Patience::AfterLoss, read_identity, key_of, gone).fuse();
+        loop {
+            let refresh = tokio::time::sleep(IDENTITY_REFRESH).fuse();
+            let lost = self.lost.notified().fuse();
+            pin_mut!(refresh, lost);
+            let change = select_biased! {
+                change = changes.select_next_some() => Some(change),
+                () = lost => None,
+                () = refresh => None,
+            };
+            match change {
+                Some(change) => self.tell(change),
+                None => self.restore().await,
+            }
+        }
+    }
+
+    fn tell(&self, change: Change<IdentityId, Labels>) {
+        let mut followers = lock(&self.followers);
+        match &change {
+            Change::Upsert(id, labels) => self.store.learn(*id, labels.clone()),
+            Change::Delete(_) => {}
+            Change::InSync => {
+                (followers.was_listed, followers.in_sync) = (true, true);
+                self.listed.notify_waiters();
+                // What is in use here may be missing from the start on.
+                self.lost.notify_one();
+            }
+            Change::Stale(_) => followers.in_sync = false,
+            Change::Invalid { name, problem } => tracing::warn!(name, problem, "unreadable identity"),
+        }
+        followers.senders.retain(|sender| sender.unbounded_send(change.clone()).is_ok());
+    }
+
+    async fn restore(&self) {
+        for (id, labels) in self.store.restore().await {
+            tracing::warn!(%id, %labels, "the number of an identity in use was given to other labels");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! List, then watch, for ever: the keys with a prefix as a stream of whole listings and of changes.
+//!
+//! After every interruption (compaction, a lost connection, a refusal) the prefix is listed again and compared with
+//! what was known. What is missing then is handed over as *one* list, never as single deletions, so that a consumer
+//! sees an emptied or replaced store for what it is and decides; [`DelayedDeletes`] is the usual decision.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use basal_runtime::{
+    backoff::{Backoff, Failures},
+    env::SharedEnv,
+};
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use tokio::time::Instant;
+
+use crate::{
+    kv::{Header, KeyValue, Kv, KvError, Revision, WatchBatch, WatchEvent},
+    pages::{Listed, PAGE_SIZE, list},
+};
+
+/// Waits between attempts: Cilium's.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(60));
+
+/// A watch that lived so long was a good one: the next interruption starts with short waits again.
+const GOOD_WATCH: Duration = Duration::from_secs(10);
+
+/// What is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListWatch {
+    /// What all keys start with. A `/` is put behind it unless it has one.
+    pub prefix: String,
+    /// Keys in one page of a list; 0 means all at once.
+    pub page_size: i64,
+}
+
+impl ListWatch {
+    /// Follows a prefix with Cilium's page size.
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), page_size: PAGE_SIZE }
+    }
+}
+
+/// What the stream says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// The prefix was listed. Once at the start, and once after every interruption.
+    Listed(Listing),
+    /// Changes since the last update, oldest first; never empty.
+    Changed(WatchBatch),
+    /// The store cannot be followed at the moment; what is known may be old until the next `Listed`.
+    Interrupted(KvError),
+}
+
+/// A complete listing, compared with what was known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The store's state, at the revision of the listing.
+    pub header: Header,
+    /// The keys that are new or were written since, in ascending order of bytes.
+    pub changed: Vec<KeyValue>,
+    /// The keys that were known and are not there any more.
+    pub missing: Vec<String>,
+    /// How many keys there are.
+    pub total: usize,
+    /// True when this is not the store that was followed before: another cluster id, or a revision that fell. Then
+    /// `changed` holds every key.
+    pub replaced: bool,
+}
+
+impl Listing {
+    /// True when the store lost everything that was known, which no orderly operation does.
+    #[must_use]
+    pub fn is_emptied(&self) -> bool {
+        self.total == 0 && !self.missing.is_empty()
+    }
+}
+
+/// Follows a prefix. The stream has no end; dropping it stops everything.
+pub fn list_watch(env: SharedEnv, kv: Arc<dyn Kv>, what: ListWatch) -> BoxStream<'static, Update> {
+    let mut prefix = what.prefix;
+    if !prefix.ends_with('/') {
+        prefix.push('/');
+    }
+    let follower = Follower {
+        env,
+        kv,
+        prefix,
+        page_size: what.page_size,
+        known: BTreeMap::new(),
+        store: None,
+        failures: Failures::none(BACKOFF),
+        phase: Phase::List { not_before: None },
+    };
+    stream::unfold(follower, Follower::next).boxed()
+}
+
+struct Follower {
+    env: SharedEnv,
+    kv: Arc<dyn Kv>,
+    prefix: String,
+    page_size: i64,
+    /// Every key that the consumer knows of, with the revision of its last write.
+    known: BTreeMap<String, Revision>,
+    /// The newest state that was seen.
+    store: Option<Header>,
+    failures: Failures,
+    phase: Phase,
+}
+
+enum Phase {
+    List { not_before: Option<Instant> },
+    Watch { stream: BoxStream<'static, Result<WatchBatch, KvError>>, since: Instant },
+}
+
+impl Follower {
+    async fn next(mut self) -> Option<(Update, Self)> {
+        loop {
+            let update = match &mut self.phase {
+                Phase::List { not_before } => {
+                    if let Some(time) = *not_before {
+                        tokio::time::sleep_until(time).await;
+                    }
+                    match list(&*self.kv, &self.prefix, self.page_size, false).await {
+                        Ok(Listed { header, kvs }) => {
+                            let stream = self.kv.watch(&self.prefix, header.revision + 1);
+                            self.phase = Phase::Watch { stream, since: Instant::now() };
+                            Some(Update::Listed(self.compare(header, kvs)))
+                        }
+                        Err(error) => Some(self.interrupted(error)),
+                    }
+                }
+                Phase::Watch { stream, since } => {
+                    let since = *since;
+                    match stream.next().await {
+                        Some(Ok(batch)) => self.changed(batch),
+                        end => {
+                            if since.elapsed() >= GOOD_WATCH {
+                                self.failures.reset();
+                            }
+                            let ended = || KvError::Unavailable("the watch ended".to_owned());
+                            Some(self.interrupted(end.and_then(Result::err).unwrap_or_else(ended)))
+                        }
+                    }
+                }
+            };
+            if let Some(update) = update {
+                return Some((update, self));
+            }
+        }
+    }
+
+    fn interrupted(&mut self, error: KvError) -> Update {
+        let wait = self.failures.next(&*self.env);
+        tracing::debug!(prefix = self.prefix, %error, ?wait, "listing again");
+        self.phase = Phase::List { not_before: Some(Instant::now() + wait) };
+        Update::Interrupted(error)
+    }
+
+    /// What a listing changes, seen from what was known.
+    fn compare(&mut self, header: Header, kvs: Vec<KeyValue>) -> Listing {
+        let replaced =
+            self.store.is_some_and(|seen| seen.cluster_id != header.cluster_id || header.revision < seen.revision);
+        self.store = Some(header);
+        let listed: BTreeMap<_, _> = kvs.iter().map(|kv| (kv.key.clone(), kv.mod_revision)).collect();
+        let known = std::mem::replace(&mut self.known, listed);
+        let total = kvs.len();
+        let missing = known.keys().filter(|key| !self.known.contains_key(*key)).cloned().collect();
+        let changed = kvs.into_iter().filter(|kv| replaced || known.get(&kv.key) != Some(&kv.mod_revision)).collect();
+        Listing { header, changed, missing, total, replaced }
+    }
+
+    fn changed(&mut self, batch: WatchBatch) -> Option<Update> {
+        self.store = Some(batch.header);
+        if batch.events.is_empty() {
+            return None;
+        }
+        self.failures.reset();
+        for event in &batch.events {
+            match event {
+                WatchEvent::Put(kv) => self.known.insert(kv.key.clone(), kv.mod_revision),
+                WatchEvent::Delete { key, .. } => self.known.remove(key),
+            };
+        }
+        Some(Update::Changed(batch))
+    }
+}
+
+/// Deletions that wait, because the thing may come back: another writer may be restarting, or the store was emptied.
+///
+/// While the source holds nothing at all no deletion falls due; the wait starts again when the source has come back.
+#[derive(Debug, Clone)]
+pub struct DelayedDeletes<K> {
+    delay: Duration,
+    waiting: BTreeMap<K, Instant>,
+}
+
+impl<K: Ord + Clone> DelayedDeletes<K> {
+    /// None yet; each will wait for so long.
+    #[must_use]
+    pub fn new(delay: Duration) -> Self {
+        Self { delay, waiting: BTreeMap::new() }
+    }
+
+    /// Something is gone from the source since `now`. What waits already goes on waiting.
+    pub fn schedule(&mut self, key: K, now: Instant) {
+        self.waiting.entry(key).or_insert(now + self.delay);
+    }
+
+    /// It is back: true when it was waiting.
+    pub fn cancel(&mut self, key: &K) -> bool {
+        self.waiting.remove(key).is_some()
+    }
+
+    /// Whether anything waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// When the next one falls due.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.waiting.values().min().copied()
+    }
+
+    /// Takes out what is due. While the source is empty nothing is due before another full delay has passed.
+    pub fn take_due(&mut self, now: Instant, source_is_empty: bool) -> Vec<K> {
+        if source_is_empty {
+            for due in self.waiting.values_mut() {
+                *due = (*due).max(now + self.delay);
+            }
+            return Vec::new();
+        }
+        let due: Vec<K> = self.waiting.iter().filter(|(_, due)| **due <= now).map(|(key, _)| key.clone()).collect();
+        for key in &due {
+            self.waiting.remove(key);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_waits_and_is_cancelled_by_a_return() {
+        let mut deletes = DelayedDeletes::new(Duration::from_secs(30));
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        deletes.schedule("a", at(0));
+        deletes.schedule("b", at(10));
+        deletes.schedule("a", at(20));
+        assert_eq!(deletes.next_due(), Some(at(30)));
+        assert!(deletes.take_due(at(29), false).is_empty());
+        assert_eq!(deletes.take_due(at(30), false), ["a"]);
+        assert!(deletes.cancel(&"b") && !deletes.cancel(&"b"));
+        assert!(deletes.take_due(at(99), false).is_empty() && deletes.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_due_while_the_source_is_empty() {
+        let mut deletes = DelayedDeletes::new(Duration::from_secs(30));
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        deletes.schedule("a", at(0));
+        assert!(deletes.take_due(at(1000), true).is_empty());
+        assert_eq!(deletes.next_due(), Some(at(1030)));
+        assert!(deletes.take_due(at(1029), false).is_empty());
+        assert_eq!(deletes.take_due(at(1030), false), ["a"]);
+    }
+}
