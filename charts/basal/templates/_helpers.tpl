@@ -70,7 +70,8 @@ app.kubernetes.io/name: basal-operator
 {{- end }}
 {{- end }}
 
-{{/* Volumes for them; .secret names the secret, .mode its files' permissions. */}}
+{{/* Volumes for them; .secret names the secret, .mode its files' permissions, in decimal: 0400 is not the same number in
+every YAML. 256 is r--------, 288 is r--r-----. */}}
 {{- define "basal.config.volumes" -}}
 - name: cilium-config
   configMap:
