@@ -1,0 +1,241 @@
+//! The port [`Objects`] over a real API server.
+//!
+//! Requests go out as they are asked for: no retry, no rate limit, no cache. A request that got no answer in time is
+//! given up; for a write the answer is then `Unknown`.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use basal_runtime::{env::SharedEnv, outcome::Outcome};
+use futures::stream::BoxStream;
+use http::{Request, StatusCode};
+use kube::{
+    Client, Resource as _,
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GetParams, ListParams, Patch, PatchParams, PostParams, VersionMatch,
+    },
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+pub use config::{ConnectError, KubeFlags};
+
+use self::answer::{Answer, NoAnswer};
+use crate::{
+    object::{Object, ObjectKey, Resource},
+    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+};
+
+mod answer;
+mod config;
+mod watch;
+
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+
+/// How often a list begins anew when its pages expired.
+const LIST_ATTEMPTS: usize = 3;
+
+/// How long a request may take. The API server itself gives up after 60 s; a quorum read behind a slow etcd takes
+/// seconds.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The API server, reached through one of several URLs: another one is tried when a connection cannot be made.
+#[derive(Clone)]
+pub struct KubeObjects {
+    servers: Arc<Servers>,
+    env: SharedEnv,
+}
+
+/// One client for each URL, and which is in use.
+struct Servers {
+    clients: Vec<Client>,
+    current: AtomicUsize,
+}
+
+impl Servers {
+    /// The client in use, and its number.
+    fn current(&self) -> (usize, Client) {
+        let index = self.current.load(Ordering::Relaxed) % self.clients.len();
+        (index, self.clients[index].clone())
+    }
+
+    /// Goes on to the next URL, unless somebody else did so since.
+    fn leave(&self, index: usize) {
+        let next = (index + 1) % self.clients.len();
+        // A failed exchange means that another task has moved on already.
+        self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_default();
+    }
+}
+
+impl fmt::Debug for KubeObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeObjects").field("servers", &self.servers.clients.len()).finish_non_exhaustive()
+    }
+}
+
+impl KubeObjects {
+    /// Makes the clients; nothing is sent yet. `env` jitters the pauses of watches.
+    ///
+    /// # Errors
+    /// There is no usable kubeconfig or service account.
+    pub async fn connect(flags: &KubeFlags, env: SharedEnv) -> Result<Self, ConnectError> {
+        let clients = config::clients(flags).await?;
+        Ok(Self { servers: Arc::new(Servers { clients, current: AtomicUsize::new(0) }), env })
+    }
+
+    async fn send(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Answer, NoAnswer> {
+        let request = request.map_err(|error| NoAnswer::NotSent(error.to_string()))?;
+        let (index, client) = self.servers.current();
+        let answer = async {
+            let response = client.send(request.map(Into::into)).await?;
+            let (head, body) = response.into_parts();
+            let bytes = body.collect_bytes().await?;
+            Ok(Answer { status: head.status, headers: head.headers, body: bytes.to_vec() })
+        };
+        let result = match timeout(REQUEST_TIMEOUT, answer).await {
+            Ok(answered) => answered.map_err(|error: kube::Error| NoAnswer::from(&error)),
+            Err(_elapsed) => Err(NoAnswer::Lost(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
+        };
+        if result.is_err() {
+            self.servers.leave(index);
+        }
+        result
+    }
+
+    /// Sends a write and reads the object from its answer.
+    async fn write(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Outcome<Object, Refusal> {
+        match self.send(request).await.map(Answer::written) {
+            Ok(outcome) => outcome,
+            Err(NoAnswer::NotSent(why)) => Outcome::Refused(Refusal::Unavailable(why)),
+            Err(NoAnswer::Lost(why)) => Outcome::Unknown(why),
+        }
+    }
+
+    /// One list, page by page; `None` when its pages expired on the way.
+    async fn pages(
+        &self,
+        resource: Resource,
+        scope: &Scope,
+        freshness: Freshness,
+    ) -> Result<Option<ObjectList>, ReadError> {
+        let path = path(&resource, scope.namespace.as_deref());
+        let mut params = ListParams {
+            label_selector: scope.labels.clone(),
+            field_selector: scope.fields.clone(),
+            ..ListParams::default()
+        };
+        match freshness {
+            Freshness::Quorum => params.limit = Some(PAGE),
+            // The API server answers from its memory, in one piece.
+            Freshness::Any => {
+                params.resource_version = Some("0".to_owned());
+                params.version_match = Some(VersionMatch::NotOlderThan);
+            }
+        }
+        let mut items = Vec::new();
+        loop {
+            let answer = self.send(kube::core::Request::new(path.as_str()).list(&params)).await?;
+            if answer.status == StatusCode::GONE && params.continue_token.is_some() {
+                return Ok(None);
+            }
+            let mut page = answer.read(&resource)?.ok_or_else(|| ReadError::UnknownKind(answer::kind(&resource)))?;
+            if let Some(Value::Array(page)) = page.get_mut("items").map(Value::take) {
+                items.extend(page.into_iter().map(|item| typed(&resource, item)));
+            }
+            let meta = |field: &str| page.pointer("/metadata").and_then(|meta| meta.get(field)).and_then(Value::as_str);
+            match meta("continue").filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token.to_owned()),
+                None => {
+                    let resource_version = meta("resourceVersion").unwrap_or_default().to_owned();
+                    return Ok(Some(ObjectList { items, resource_version }));
+                }
+            }
+        }
+    }
+}
+
+/// The path of a kind's objects.
+fn path(resource: &Resource, namespace: Option<&str>) -> String {
+    DynamicObject::url_path(&api_resource(resource), namespace)
+}
+
+fn api_resource(resource: &Resource) -> ApiResource {
+    ApiResource {
+        group: resource.group.to_owned(),
+        version: resource.version.to_owned(),
+        api_version: resource.api_version(),
+        kind: resource.kind.to_owned(),
+        plural: resource.plural.to_owned(),
+    }
+}
+
+/// An object with its kind and API version, which the items of a list lack.
+fn typed(resource: &Resource, mut item: Value) -> Object {
+    if let Some(fields) = item.as_object_mut() {
+        fields.entry("apiVersion").or_insert_with(|| resource.api_version().into());
+        fields.entry("kind").or_insert_with(|| resource.kind.into());
+    }
+    Object(item)
+}
+
+#[async_trait]
+impl Objects for KubeObjects {
+    async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError> {
+        let path = path(&resource, key.namespace.as_deref());
+        let answer = self.send(kube::core::Request::new(path).get(&key.name, &GetParams::default())).await?;
+        Ok(answer.read(&resource)?.map(Object))
+    }
+
+    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+        for _attempt in 0..LIST_ATTEMPTS {
+            if let Some(list) = self.pages(resource, scope, freshness).await? {
+                return Ok(list);
+            }
+        }
+        Err(ReadError::Unavailable(format!("its list of {} expired before all pages were read", resource.plural)))
+    }
+
+    fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
+        watch::stream(Arc::clone(&self.servers), Arc::clone(&self.env), resource, scope.clone())
+    }
+
+    async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
+        let path = path(&resource, object.key().namespace.as_deref());
+        let body = object.0.to_string().into_bytes();
+        self.write(kube::core::Request::new(path).create(&PostParams::default(), body)).await
+    }
+
+    async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
+        let request = kube::core::Request::new(path(&resource, key.namespace.as_deref()));
+        let MergePatch { resource_version, uid, subresource, mut body } = patch;
+        let seen = json!({"resourceVersion": resource_version, "uid": uid});
+        match body.as_object_mut().map(|body| body.entry("metadata").or_insert_with(|| json!({}))) {
+            Some(Value::Object(metadata)) => {
+                metadata.extend(seen.as_object().cloned().unwrap_or_default());
+            }
+            _ => return Outcome::Refused(Refusal::Invalid("the patch or its metadata is no JSON object".to_owned())),
+        }
+        let (params, patch) = (PatchParams::default(), Patch::Merge(body));
+        self.write(match subresource {
+            Some(subresource) => request.patch_subresource(subresource, &key.name, &params, &patch),
+            None => request.patch(&key.name, &params, &patch),
+        })
+        .await
+    }
+
+    async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal> {
+        let path = path(&resource, key.namespace.as_deref());
+        let preconditions =
+            kube::api::Preconditions { uid: Some(only_if.uid), resource_version: Some(only_if.resource_version) };
+        let params = DeleteParams::background().preconditions(preconditions);
+        self.write(kube::core::Request::new(path).delete(&key.name, &params)).await.map(|_status| ())
+    }
+}
