@@ -242,6 +242,9 @@ fn kubelet_config(cluster: &ClusterName, node: &str, client_ca: &Path) -> serde_
         "syncFrequency": "10s",
         "nodeStatusUpdateFrequency": "5s",
         "shutdownGracePeriod": "0s",
+        // Tests kill what must come back; five minutes of back-off would hide whether it does.
+        "featureGates": {"KubeletCrashLoopBackOffMax": true},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
         "logging": {"verbosity": 1},
     })
 }

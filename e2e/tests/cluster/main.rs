@@ -2,20 +2,46 @@
 //! after another, each in a file of its own. `BASAL_E2E_KEEP=1` keeps the cluster, and uses one that was kept.
 
 mod boot;
+mod churn;
+mod cni;
+mod honesty;
+mod install;
+mod leaders;
+mod pool;
+mod restart;
 mod suite;
+mod traffic;
+mod view;
+mod workload;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
+
+use suite::{Suite, outcome};
 
 fn main() -> ExitCode {
     basal_e2e::cluster::run_if_asked();
     let mut arguments = Arguments::from_args();
     // They share one cluster, and two cores.
     arguments.test_threads = Some(1);
+    let Ok(name) = "e2e".parse() else { return ExitCode::FAILURE };
+    let suite = Suite::new(name);
     let trials = vec![
-        Trial::test("a_cluster_boots_and_leaves_nothing", || suite::outcome(boot::boots_and_leaves_nothing())),
-        Trial::test("a_start_cut_short_is_cleaned_up", || suite::outcome(boot::cut_short())),
+        Trial::test("a_cluster_boots_and_leaves_nothing", || outcome(boot::boots_and_leaves_nothing())),
+        Trial::test("a_start_cut_short_is_cleaned_up", || outcome(boot::cut_short())),
+        suite.trial("every_node_is_served", install::every_node_is_served),
+        suite.trial("everybody_talks", traffic::everybody_talks),
+        suite.trial("forwarding_goes_on_without_an_agent", restart::forwarding_goes_on),
+        suite.trial("pods_leave_nothing", churn::pods_leave_nothing),
+        suite.trial("cnitool_drives_the_plugin", cni::cnitool_drives_the_plugin),
+        suite.trial("policies_are_said_not_to_be_enforced", honesty::policies_are_said_not_to_be_enforced),
+        suite.trial("nodes_come_and_go", pool::nodes_come_and_go),
+        suite.trial("an_exhausted_pool_says_so", pool::an_exhausted_pool_says_so),
+        suite.trial("no_block_twice_with_dying_leaders", leaders::no_block_twice),
+        suite.trial("a_refused_key_stops_the_start", honesty::a_refused_key_stops_the_start),
     ];
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let clean = suite.end();
+    if conclusion.has_failed() || !clean { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

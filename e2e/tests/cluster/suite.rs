@@ -1,6 +1,110 @@
-//! What scenarios share.
+//! The cluster that the scenarios share.
 
-use libtest_mimic::Failed;
+use std::env;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{anyhow, bail};
+use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, Options};
+use basal_e2e::say::say;
+use libtest_mimic::{Failed, Trial};
+use serde_json::{Value, json};
+
+/// Keeps the cluster after the run, and takes over one that was kept.
+const KEEP: &str = "BASAL_E2E_KEEP";
+
+/// What a scenario is: it may change the cluster as long as the next ones find it working.
+pub(crate) type Scenario = fn(&mut Cluster) -> anyhow::Result<()>;
+
+/// Boots the cluster for the first scenario that asks.
+pub(crate) struct Suite {
+    name: ClusterName,
+    slot: Mutex<Slot>,
+}
+
+enum Slot {
+    NotYet,
+    Up(Box<Cluster>),
+    Failed(String),
+}
+
+/// The chart's values beyond the harness's own: times short enough to watch, and a pool of four blocks a family, so that
+/// the fourth node can be the last.
+pub(crate) fn values() -> Value {
+    json!({
+        "ipam": {"operator": {
+            "clusterPoolIPv4PodCIDRList": ["10.100.0.0/22"],
+            "clusterPoolIPv6PodCIDRList": ["fd00:100::/118"],
+            "clusterPoolQuarantine": "15s",
+        }},
+        "operator": {
+            "identityGCInterval": "10s",
+            "leaderElection": {"leaseDuration": "3s", "renewDeadline": "2s", "retryPeriod": "500ms"},
+        },
+    })
+}
+
+impl Suite {
+    pub(crate) fn new(name: ClusterName) -> Arc<Self> {
+        Arc::new(Self { name, slot: Mutex::new(Slot::NotYet) })
+    }
+
+    /// Makes a scenario a test.
+    pub(crate) fn trial(self: &Arc<Self>, name: &str, scenario: Scenario) -> Trial {
+        let suite = Arc::clone(self);
+        Trial::test(name, move || outcome(suite.run(scenario)))
+    }
+
+    fn run(&self, scenario: Scenario) -> anyhow::Result<()> {
+        let mut slot = self.lock();
+        if matches!(*slot, Slot::NotYet) {
+            *slot = match self.boot() {
+                Ok(cluster) => Slot::Up(Box::new(cluster)),
+                Err(error) => Slot::Failed(format!("{:#}", self.with_evidence(error))),
+            };
+        }
+        match &mut *slot {
+            Slot::Up(cluster) => scenario(cluster).map_err(|error| self.with_evidence(error)),
+            Slot::Failed(error) => bail!("the cluster did not come up: {error}"),
+            Slot::NotYet => bail!("the cluster was not booted"),
+        }
+    }
+
+    fn boot(&self) -> anyhow::Result<Cluster> {
+        if keep()
+            && let Ok(cluster) = Cluster::open(&self.name)
+        {
+            return Ok(cluster);
+        }
+        cluster::down(&self.name)?;
+        let basal = BasalOptions { values: values() };
+        cluster::up(&Options { name: self.name.clone(), nodes: 3, cni: Cni::Basal, basal })
+    }
+
+    /// Collects logs and objects at once, before the next scenario changes them.
+    fn with_evidence(&self, error: anyhow::Error) -> anyhow::Error {
+        match Cluster::open(&self.name).and_then(|cluster| cluster.collect()) {
+            Ok(folder) => anyhow!("{error:#}\nlogs, objects, etcd keys, maps and routes: {}", folder.display()),
+            Err(nothing) => anyhow!("{error:#}\nnothing could be collected: {nothing:#}"),
+        }
+    }
+
+    /// Takes the cluster down after the last scenario and proves that nothing is left; false when something is.
+    pub(crate) fn end(&self) -> bool {
+        let booted = !matches!(*self.lock(), Slot::NotYet);
+        if !booted || keep() {
+            return true;
+        }
+        cluster::down(&self.name).inspect_err(|error| say(format!("{error:#}"))).is_ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn keep() -> bool {
+    env::var_os(KEEP).is_some_and(|value| value == "1")
+}
 
 /// A scenario's result, as the test runner wants it.
 pub(crate) fn outcome(result: anyhow::Result<()>) -> Result<(), Failed> {

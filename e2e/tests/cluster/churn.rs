@@ -1,0 +1,97 @@
+//! Scenario 3: pods come and go, and nothing of them stays.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use basal_e2e::cluster::Cluster;
+
+use crate::view::{IP_RECORDS, agent_pod, basal, eventually, keys};
+use crate::workload::{delete, idle_deployment, running};
+
+const PODS: usize = 60;
+const IDENTITIES: &str = "cilium/state/identities/v1/id/";
+
+/// What exists because of pods, over the whole cluster.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    links: BTreeSet<String>,
+    endpoint_rows: BTreeSet<String>,
+    ip_records: BTreeSet<String>,
+    endpoints: BTreeSet<String>,
+}
+
+/// Sixty pods at once, three times over.
+pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let before = traces(cluster)?;
+    let ids_before: BTreeSet<String> = keys(cluster, IDENTITIES)?.into_iter().collect();
+    let mut ids_used = BTreeSet::new();
+    for round in 1..=3 {
+        let name = format!("churn{round}");
+        cluster.apply(&idle_deployment(&name, PODS).to_string())?;
+        cluster.wait_rollout("default", &format!("deployment/{name}"), Duration::from_secs(180))?;
+        let pods = running(cluster, &name)?;
+        ensure!(pods.len() == PODS, "{} of {PODS} pods run", pods.len());
+        let addresses: Vec<&String> = pods.iter().flat_map(|pod| &pod.addresses).collect();
+        let different: BTreeSet<&String> = addresses.iter().copied().collect();
+        ensure!(
+            different.len() == 2 * PODS,
+            "{} addresses for {PODS} pods, {} different",
+            addresses.len(),
+            different.len()
+        );
+        ids_used.extend(keys(cluster, IDENTITIES)?.into_iter().filter(|key| !ids_before.contains(key)));
+        delete(cluster, &["deployment", &name])?;
+        eventually("the pods to go", || {
+            let left = running(cluster, &name).map(|pods| pods.len());
+            match left {
+                Ok(0) => Ok(()),
+                Ok(left) => bail!("{left} pods are left"),
+                Err(error) => Err(error),
+            }
+        })?;
+    }
+    eventually("every trace of the pods to go", || {
+        let after = traces(cluster)?;
+        let grown = after.minus(&before);
+        ensure!(grown.is_empty(), "left are {grown:?}");
+        Ok(())
+    })?;
+    ensure!(!ids_used.is_empty(), "pods with new labels brought no new identity key");
+    eventually("identities that nobody uses to go", || {
+        let left: Vec<String> = keys(cluster, IDENTITIES)?.into_iter().filter(|key| ids_used.contains(key)).collect();
+        ensure!(left.is_empty(), "left are {left:?}");
+        Ok(())
+    })
+}
+
+impl Traces {
+    fn minus(&self, before: &Self) -> Vec<String> {
+        let sets = [
+            (&self.links, &before.links),
+            (&self.endpoint_rows, &before.endpoint_rows),
+            (&self.ip_records, &before.ip_records),
+            (&self.endpoints, &before.endpoints),
+        ];
+        sets.into_iter().flat_map(|(after, before)| after.difference(before).cloned()).collect()
+    }
+}
+
+fn traces(cluster: &Cluster) -> anyhow::Result<Traces> {
+    let (mut links, mut endpoint_rows) = (BTreeSet::new(), BTreeSet::new());
+    for node in cluster.nodes()? {
+        // Without the agent there would be no rows to count.
+        agent_pod(cluster, node.name())?;
+        let listed = node.run("ip").args(["-o", "link", "show", "type", "veth"]).text()?;
+        let names = listed.lines().filter_map(|line| line.split_whitespace().nth(1));
+        links.extend(names.map(|name| format!("{} link {name}", node.name())));
+        let rows = basal(cluster, node.name(), &["bpf", "endpoint", "list"])?;
+        let addresses = rows.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+        endpoint_rows.extend(addresses.map(|address| format!("{} row {address}", node.name())));
+    }
+    let ip_records = keys(cluster, IP_RECORDS)?.into_iter().collect();
+    let endpoints = cluster.list(&["ciliumendpoints", "-A"])?;
+    let endpoints = endpoints.iter().map(|one| format!("CiliumEndpoint {}", one["metadata"]["name"])).collect();
+    ensure!(!links.is_empty(), "no node has a veth, not even for CoreDNS: the search is blind");
+    Ok(Traces { links, endpoint_rows, ip_records, endpoints })
+}

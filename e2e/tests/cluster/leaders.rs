@@ -1,0 +1,217 @@
+//! Scenario 5: leaders die in the middle of their work, and no block is handed out twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, bail, ensure};
+use basal_e2e::cluster::Cluster;
+use basal_e2e::say::say;
+use serde_json::{Value, json};
+
+use crate::view::{eventually, keys, leader, node_key, record, text, texts};
+
+const NODES: usize = 200;
+const KILLS: usize = 10;
+/// Decides after which step each leader dies.
+const SEED: u64 = 0x5eed;
+
+const OPERATOR_ROLE: &str = "basal-operator";
+const CLAIMS: &str = "basal/ipam/v1/default/";
+const RECORDS: &str = "cilium/state/nodes/v1/default/";
+const LABEL: &str = "basal.io/api-only";
+
+/// Where a leader is stopped: the step that may not succeed any more when it is killed.
+#[derive(Debug, Clone, Copy)]
+enum Before {
+    /// No claim can be written.
+    Claim,
+    /// Claims are written, and no CiliumNode.
+    CiliumNode,
+    /// Claims and CiliumNodes are written, and no node record.
+    Record,
+    /// Nothing is in its way.
+    Nothing,
+}
+
+/// Two hundred nodes that exist at the API server only join in ten batches; the leader of each batch is killed at a
+/// seeded step. In the end each node has one block of each family, no block two nodes, and a record in etcd.
+pub(crate) fn no_block_twice(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let mut random = SEED;
+    for batch in 0..KILLS {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let before = match random >> 62 {
+            0 => Before::Claim,
+            1 => Before::CiliumNode,
+            2 => Before::Record,
+            _ => Before::Nothing,
+        };
+        let names: Vec<String> = (0..NODES / KILLS).map(|number| format!("api-{batch}-{number}")).collect();
+        let node = eventually("a leader", || leader(cluster))?;
+        let killed = block(cluster, before).and_then(|undo| {
+            let result = join(cluster, &names)
+                .and_then(|()| eventually(&format!("a batch to reach {before:?}"), || reached(cluster, before, &names)))
+                .and_then(|()| kill(&node));
+            undo(cluster).and(result)
+        });
+        killed.with_context(|| format!("batch {batch}, leader on {} stopped before {before:?}", node.name()))?;
+        say(format!("  leader {batch} on {} killed before {before:?}", node.name()));
+    }
+    eventually("every node to be served", || {
+        let records = keys(cluster, RECORDS)?.iter().filter(|key| key.contains("/api-")).count();
+        ensure!(records == NODES, "{records} of {NODES} have a record");
+        Ok(())
+    })?;
+    judge(cluster)?;
+    cluster.kubectl()?.args(["delete", "nodes", "-l", LABEL, "--timeout=120s"]).done()?;
+    eventually("their records to go", || {
+        let left = keys(cluster, RECORDS)?.iter().filter(|key| key.contains("/api-")).count();
+        ensure!(left == 0, "{left} are left");
+        Ok(())
+    })
+}
+
+/// Creates nodes that no kubelet stands behind. Without the label of their operating system no DaemonSet wants them.
+fn join(cluster: &Cluster, names: &[String]) -> anyhow::Result<()> {
+    let node = |(number, name): (usize, &String)| {
+        let batch: usize = name.split('-').nth(1).and_then(|batch| batch.parse().ok()).unwrap_or_default();
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {LABEL: ""}},
+            "spec": {"taints": [{"key": LABEL, "effect": "NoSchedule"}]},
+            "status": {"addresses": [
+                {"type": "InternalIP", "address": format!("192.0.2.{}", batch * 20 + number + 1)},
+                {"type": "InternalIP", "address": format!("2001:db8::{batch}:{number}")},
+            ]},
+        })
+    };
+    let list =
+        json!({"apiVersion": "v1", "kind": "List", "items": names.iter().enumerate().map(node).collect::<Vec<_>>()});
+    cluster.kubectl()?.args(["create", "-f", "-"]).stdin(list.to_string()).done()
+}
+
+type Undo = Box<dyn FnOnce(&Cluster) -> anyhow::Result<()>>;
+
+/// Takes a right away from the operator, so that it cannot get past a step; answers what gives it back.
+fn block(cluster: &Cluster, before: Before) -> anyhow::Result<Undo> {
+    match before {
+        Before::Claim => read_only(cluster, "basal/"),
+        Before::Record => read_only(cluster, "cilium/"),
+        Before::CiliumNode => without_cilium_nodes(cluster),
+        Before::Nothing => Ok(Box::new(|_cluster| Ok(()))),
+    }
+}
+
+fn read_only(cluster: &Cluster, prefix: &'static str) -> anyhow::Result<Undo> {
+    grant(cluster, "read", prefix)?;
+    Ok(Box::new(move |cluster| grant(cluster, "readwrite", prefix)))
+}
+
+fn grant(cluster: &Cluster, access: &str, prefix: &str) -> anyhow::Result<()> {
+    // The same range granted again replaces the permission.
+    cluster.etcdctl()?.args(["role", "grant-permission", OPERATOR_ROLE, "--prefix=true", access, prefix]).done()
+}
+
+/// Takes the verbs that write CiliumNodes out of the operator's ClusterRole.
+fn without_cilium_nodes(cluster: &Cluster) -> anyhow::Result<Undo> {
+    let mut role = cluster.get(&["clusterrole", OPERATOR_ROLE])?;
+    let whole = role["rules"].clone();
+    let rules = role["rules"].as_array_mut().context("the operator's ClusterRole has no rules")?;
+    for rule in rules {
+        if let Some(resources) = rule["resources"].as_array_mut() {
+            resources.retain(|resource| !matches!(resource.as_str(), Some("ciliumnodes" | "ciliumnodes/status")));
+            resources.push(json!("basal-e2e-nothing"));
+        }
+    }
+    let reading = json!({"apiGroups": ["cilium.io"], "resources": ["ciliumnodes"], "verbs": ["get", "list", "watch"]});
+    if let Some(rules) = role["rules"].as_array_mut() {
+        rules.push(reading);
+    }
+    set_rules(cluster, &role["rules"])?;
+    Ok(Box::new(move |cluster| set_rules(cluster, &whole)))
+}
+
+fn set_rules(cluster: &Cluster, rules: &Value) -> anyhow::Result<()> {
+    let patch = json!({"rules": rules}).to_string();
+    cluster.kubectl()?.args(["patch", "clusterrole", OPERATOR_ROLE, "--type=merge", "-p", &patch]).done()
+}
+
+/// Fails unless some node of the batch is past the steps that come first.
+fn reached(cluster: &Cluster, before: Before, names: &[String]) -> anyhow::Result<()> {
+    let found = match before {
+        Before::Claim => true,
+        Before::CiliumNode => {
+            let claims = cluster.etcdctl()?.args(["get", "--prefix", CLAIMS, "--print-value-only"]).text()?;
+            names.iter().any(|name| claims.contains(&format!("\"{name}\"")))
+        }
+        Before::Record => {
+            let served = served(cluster)?;
+            names.iter().any(|name| served.contains_key(name.as_str()))
+        }
+        Before::Nothing => {
+            let mut any = false;
+            for name in names {
+                any = any || record(cluster, &node_key(name))?.is_some();
+            }
+            any
+        }
+    };
+    ensure!(found, "no node of the batch is there yet");
+    Ok(())
+}
+
+/// The PodCIDRs of the CiliumNodes that have any.
+fn served(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+    let mut served = BTreeMap::new();
+    for node in cluster.list(&["ciliumnodes"])? {
+        let cidrs = texts(&node, "/spec/ipam/podCIDRs");
+        if !cidrs.is_empty() {
+            served.insert(text(&node, "/metadata/name")?.to_owned(), cidrs);
+        }
+    }
+    Ok(served)
+}
+
+fn kill(node: &basal_e2e::cluster::Node) -> anyhow::Result<()> {
+    let pid = node.run("pidof").args(["-s", "basal-operator"]).text()?;
+    node.run("kill").args(["-KILL", pid.trim()]).done()
+}
+
+/// One block of each family for each node, and no block for two; the ledger says the same as the CiliumNodes.
+fn judge(cluster: &Cluster) -> anyhow::Result<()> {
+    let served = served(cluster)?;
+    let mut seen = BTreeSet::new();
+    for (name, cidrs) in &served {
+        let v6 = cidrs.iter().filter(|cidr| cidr.contains(':')).count();
+        ensure!(cidrs.len() == 2 && v6 == 1, "{name} has {cidrs:?}");
+        for cidr in cidrs {
+            ensure!(seen.insert(cidr.as_str()), "{cidr} belongs to {name} and to another node");
+        }
+    }
+    let joined = served.keys().filter(|name| name.starts_with("api-")).count();
+    ensure!(joined == NODES, "{joined} of {NODES} nodes have blocks");
+    let granted = granted(cluster)?;
+    for (name, cidrs) in &served {
+        let claims = granted.get(name).cloned().unwrap_or_default();
+        let cidrs: BTreeSet<String> = cidrs.iter().cloned().collect();
+        ensure!(claims == cidrs, "the ledger grants {name} {claims:?}, its CiliumNode has {cidrs:?}");
+    }
+    Ok(())
+}
+
+/// The blocks that the ledger's cells say are granted, by node.
+fn granted(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut granted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for key in keys(cluster, CLAIMS)? {
+        // The fence and other marks beside the cells are no JSON objects with blocks.
+        let value = cluster.etcdctl()?.args(["get", &key, "--print-value-only"]).text()?;
+        let Ok(cell) = serde_json::from_str::<Value>(&value) else { continue };
+        for block in cell["blocks"].as_array().into_iter().flatten() {
+            if block["state"] == "granted" {
+                granted.entry(text(block, "/node")?.to_owned()).or_default().insert(text(block, "/block")?.to_owned());
+            }
+        }
+    }
+    if granted.is_empty() {
+        bail!("no cell of the ledger grants anything: the search is blind");
+    }
+    Ok(granted)
+}
