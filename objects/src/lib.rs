@@ -11,4 +11,5 @@ pub mod events;
 pub mod kube;
 pub mod leadership;
 pub mod object;
+pub mod pace;
 pub mod port;
