@@ -1,6 +1,6 @@
 //! CiliumEndpoint: a pod's endpoint, as its agent sees it. It has the name and namespace of the pod.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
@@ -12,6 +12,7 @@ use super::{
     definition::{Column, Kind, Names},
     is_default, or_default,
 };
+use crate::address::parse_ip;
 
 /// The endpoint of a pod. Written by the agent of the pod's node.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,6 +24,15 @@ pub struct CiliumEndpoint {
     /// The endpoint. Not a subresource.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     pub status: EndpointStatus,
+}
+
+impl CiliumEndpoint {
+    /// The pod's addresses; entries that are no address are left out.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let pairs = self.status.networking.iter().flat_map(|networking| &networking.addressing);
+        pairs.flat_map(|pair| [&pair.ipv4, &pair.ipv6]).filter_map(|text| parse_ip(text)).collect()
+    }
 }
 
 impl Kind for CiliumEndpoint {
