@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod allocator;
+mod model;
 mod oracle;
 mod pools;
 mod support;
