@@ -7,16 +7,17 @@ use basal_e2e::cluster::Cluster;
 use basal_e2e::say::say;
 use serde_json::{Value, json};
 
-use crate::view::{eventually, keys, leader, node_key, record, text, texts};
+use crate::view::{eventually, keys, leader, node_key, operator_metric, text, texts};
 
 const NODES: usize = 200;
-const KILLS: usize = 10;
-/// Decides after which step each leader dies.
+/// Decides the order in which leaders die at the steps of [`DEATHS`].
 const SEED: u64 = 0x5eed;
 
 const OPERATOR_ROLE: &str = "basal-operator";
 const CLAIMS: &str = "basal/ipam/v1/default/";
 const RECORDS: &str = "cilium/state/nodes/v1/default/";
+/// Writes to the ledger, by outcome.
+const SWAPS: &str = "basal_operator_ledger_swaps_total";
 const LABEL: &str = "basal.io/api-only";
 
 /// Where a leader is stopped: the step that may not succeed any more when it is killed.
@@ -32,19 +33,25 @@ enum Before {
     Nothing,
 }
 
+/// Where the ten leaders die.
+const DEATHS: [Before; 10] = [
+    Before::Claim,
+    Before::Claim,
+    Before::CiliumNode,
+    Before::CiliumNode,
+    Before::CiliumNode,
+    Before::Record,
+    Before::Record,
+    Before::Record,
+    Before::Nothing,
+    Before::Nothing,
+];
+
 /// Two hundred nodes that exist at the API server only join in ten batches; the leader of each batch is killed at a
 /// seeded step. In the end each node has one block of each family, no block two nodes, and a record in etcd.
 pub(crate) fn no_block_twice(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let mut random = SEED;
-    for batch in 0..KILLS {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let before = match random >> 62 {
-            0 => Before::Claim,
-            1 => Before::CiliumNode,
-            2 => Before::Record,
-            _ => Before::Nothing,
-        };
-        let names: Vec<String> = (0..NODES / KILLS).map(|number| format!("api-{batch}-{number}")).collect();
+    for (batch, before) in shuffled(DEATHS, SEED).into_iter().enumerate() {
+        let names: Vec<String> = (0..NODES / DEATHS.len()).map(|number| format!("api-{batch}-{number}")).collect();
         let node = eventually("a leader", || leader(cluster))?;
         let killed = block(cluster, before).and_then(|undo| {
             let result = join(cluster, &names)
@@ -67,6 +74,17 @@ pub(crate) fn no_block_twice(cluster: &mut Cluster) -> anyhow::Result<()> {
         ensure!(left == 0, "{left} are left");
         Ok(())
     })
+}
+
+/// The steps in an order that a seed decides: Knuth's shuffle with his MMIX generator.
+fn shuffled<const N: usize>(mut steps: [Before; N], seed: u64) -> [Before; N] {
+    let mut random = seed;
+    for last in (1..N).rev() {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // The high bits are the random ones.
+        steps.swap(last, (random >> 33) as usize % (last + 1));
+    }
+    steps
 }
 
 /// Creates nodes that no kubelet stands behind. Without the label of their operating system no DaemonSet wants them.
@@ -137,7 +155,10 @@ fn set_rules(cluster: &Cluster, rules: &Value) -> anyhow::Result<()> {
 /// Fails unless some node of the batch is past the steps that come first.
 fn reached(cluster: &Cluster, before: Before, names: &[String]) -> anyhow::Result<()> {
     let found = match before {
-        Before::Claim => true,
+        Before::Claim => {
+            let (all, done) = (operator_metric(cluster, SWAPS, &[])?, operator_metric(cluster, SWAPS, &[r#""Done""#])?);
+            all > done
+        }
         Before::CiliumNode => {
             let claims = cluster.etcdctl()?.args(["get", "--prefix", CLAIMS, "--print-value-only"]).text()?;
             names.iter().any(|name| claims.contains(&format!("\"{name}\"")))
@@ -147,11 +168,8 @@ fn reached(cluster: &Cluster, before: Before, names: &[String]) -> anyhow::Resul
             names.iter().any(|name| served.contains_key(name.as_str()))
         }
         Before::Nothing => {
-            let mut any = false;
-            for name in names {
-                any = any || record(cluster, &node_key(name))?.is_some();
-            }
-            any
+            let records = keys(cluster, RECORDS)?;
+            names.iter().any(|name| records.contains(&node_key(name)))
         }
     };
     ensure!(found, "no node of the batch is there yet");
