@@ -43,10 +43,10 @@ pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
     }
     ops.extend(of_devices.into_iter().map(|(key, value)| Op::SetSysctl(key.clone(), value.clone())));
 
-    for (hash, config) in &desired.programs {
-        if !observed.programs.contains_key(hash) {
-            ops.push(Op::LoadPrograms { config: *config, rows: desired.maps.clone() });
-        }
+    if let Some(config) = &desired.config
+        && !desired.programs.is_subset(&observed.programs)
+    {
+        ops.push(Op::LoadPrograms { config: *config, rows: desired.maps.clone() });
     }
     for (map, rows) in &desired.maps {
         // A map that does not exist is made and filled when programs are loaded.
@@ -113,7 +113,7 @@ fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
             ops.push(Op::DeleteAddress(address.clone()));
         }
     }
-    for hash in observed.programs.keys().filter(|hash| !desired.programs.contains_key(*hash)) {
+    for hash in observed.programs.difference(&desired.programs) {
         ops.push(Op::UnloadPrograms(*hash));
     }
 }
@@ -126,7 +126,7 @@ fn link_is(desired: &Link, observed: &Link) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use basal_maps::config::Config;
 
@@ -152,7 +152,8 @@ mod tests {
         state.links.extend([vxlan(8472)]);
         state.sysctls.insert(SysctlKey::global("net/ipv4/ip_forward"), "1".into());
         state.sysctls.insert(SysctlKey::device("ipv4", &IfName::vxlan(), "rp_filter"), "0".into());
-        state.programs.insert(hash, Config::UNSET);
+        state.programs.insert(hash);
+        state.config = Some(Config::UNSET);
         rows::host([10, 0, 1, 1].into()).insert_into(&mut state.maps);
         state.hooks.insert(Hook::Device { link: IfName::vxlan(), symbol: Symbol::FromOverlay }, hash);
         state.hooks.insert(Hook::Policy { id: 7 }, hash);
@@ -210,7 +211,7 @@ mod tests {
     fn new_programs_replace_old_ones_before_those_are_unloaded() {
         let mut observed = desired();
         let old = Config { route_mtu: 1400, ..Config::UNSET };
-        observed.programs = BTreeMap::from([(ProgramHash::of(&old), old)]);
+        observed.programs = BTreeSet::from([ProgramHash::of(&old)]);
         observed.hooks.values_mut().for_each(|hash| *hash = ProgramHash::of(&old));
         assert_eq!(kinds(&diff(&desired(), &observed)), ["load-programs", "attach", "attach", "unload-programs"]);
     }

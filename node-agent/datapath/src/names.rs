@@ -51,6 +51,12 @@ impl IfName {
         Self(VXLAN_DEVICE.to_owned())
     }
 
+    /// Stands for a device that is gone while something of it is left. No device of ours has this name.
+    #[must_use]
+    pub fn gone() -> Self {
+        Self("(gone)".to_owned())
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -291,7 +291,8 @@ impl NodePlan {
             state.hooks.insert(Hook::Policy { id: *id }, hash);
             state.hooks.insert(Hook::Endpoint { id: *id, link: endpoint.link.clone() }, hash);
         }
-        state.programs.insert(hash, config);
+        state.programs.insert(hash);
+        state.config = Some(config);
     }
 }
 

@@ -14,6 +14,9 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub struct ProgramHash([u8; 8]);
 
 impl ProgramHash {
+    /// Stands for a program that belongs to no set that is loaded.
+    pub const FOREIGN: Self = Self([0; 8]);
+
     /// The hash of the set that this binary loads with these constants.
     #[must_use]
     pub fn of(config: &Config) -> Self {

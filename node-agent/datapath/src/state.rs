@@ -25,8 +25,10 @@ pub struct NodeState {
     pub links: BTreeMap<IfName, Link>,
     /// Addresses on devices; link-local ones are the kernel's business and never listed.
     pub addresses: BTreeSet<Address>,
-    /// Loaded program sets by hash. One is desired; more may be observed.
-    pub programs: BTreeMap<ProgramHash, Config>,
+    /// Loaded program sets. One is desired; more may be observed.
+    pub programs: BTreeSet<ProgramHash>,
+    /// Load-time constants of the desired set. Observed state has none: they are inside the programs, and part of the hash.
+    pub config: Option<Config>,
     /// Rows of the maps that the agent fills. A map that does not exist, or was made differently, is absent.
     pub maps: BTreeMap<MapId, BTreeMap<Vec<u8>, Vec<u8>>>,
     /// Where programs are attached, and from which set.
@@ -189,7 +191,7 @@ pub enum Hook {
     Endpoint {
         /// Endpoint id, which names the pin's folder.
         id: u16,
-        /// The device.
+        /// The device. A pin whose device is gone is observed under [`IfName::gone`].
         link: IfName,
     },
     /// `cil_lxc_policy` in the slot of `cilium_call_policy` that delivers to an endpoint.

@@ -1,1 +1,165 @@
-//! The real kernel.
+//! The real kernel: rtnetlink for devices, addresses and routes, files for parameters, aya for programs and maps, the
+//! `nft` command for nftables.
+//!
+//! Everything happens in the network namespace of the thread that made the [`LinuxKernel`] and on one bpffs.
+
+mod fault;
+mod hooks;
+mod links;
+pub mod maps;
+mod netlink;
+mod nft;
+mod pod;
+pub mod probe;
+mod programs;
+mod routes;
+mod sys;
+mod sysctl;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use basal_runtime::{
+    env::{SharedEnv, TaskHandle},
+    outcome::Outcome,
+};
+use futures::stream::BoxStream;
+
+use self::{fault::Fault, maps::PinnedMaps};
+use crate::{
+    kernel::{Kernel, KernelEvent, Observed, OpError, ReadError},
+    op::Op,
+};
+
+/// Where things are. The default is what a node has.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// The mounted bpffs.
+    pub bpffs: PathBuf,
+    /// Kernel parameters.
+    pub sysctl: PathBuf,
+    /// The `nft` command.
+    pub nft: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into() }
+    }
+}
+
+impl Paths {
+    /// Pins of maps, where Cilium's tools look for them.
+    #[must_use]
+    pub fn maps(&self) -> PathBuf {
+        self.bpffs.join("tc/globals")
+    }
+
+    /// Pins of program sets, one folder each. Ours alone; Cilium does not pin programs.
+    fn programs(&self) -> PathBuf {
+        self.bpffs.join("basal/programs")
+    }
+
+    /// Where a program set is put together. On the same bpffs, so that it can be renamed.
+    fn staging(&self) -> PathBuf {
+        self.bpffs.join("basal/staging")
+    }
+
+    /// Pins of links, as Cilium names them.
+    fn links(&self) -> PathBuf {
+        self.bpffs.join("cilium")
+    }
+}
+
+/// The [`Kernel`] of the machine that this runs on.
+pub struct LinuxKernel {
+    env: SharedEnv,
+    paths: Paths,
+    netlink: rtnetlink::Handle,
+    maps: PinnedMaps,
+    /// Drives the netlink socket.
+    connection: TaskHandle,
+}
+
+impl LinuxKernel {
+    /// Opens netlink in the calling thread's network namespace. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened.
+    pub fn new(env: &SharedEnv, paths: Paths) -> io::Result<Self> {
+        let (connection, netlink, _) = rtnetlink::new_connection()?;
+        let connection = env.spawn("netlink", Box::pin(connection));
+        let maps = PinnedMaps::new(paths.maps());
+        Ok(Self { env: SharedEnv::clone(env), paths, netlink, maps, connection })
+    }
+
+    /// The pinned maps, for counters and listings.
+    #[must_use]
+    pub fn maps(&self) -> &PinnedMaps {
+        &self.maps
+    }
+
+    async fn try_apply(&self, op: &Op) -> Result<(), Fault> {
+        match op {
+            Op::SetSysctl(key, value) => sysctl::write(&self.paths.sysctl, key, value),
+            Op::SetLink(name, link) => links::set(&self.netlink, &self.env, &self.paths, name, link).await,
+            Op::DeleteLink(name) => links::delete(&self.netlink, name).await,
+            Op::AddAddress(address) => links::add_address(&self.netlink, address).await,
+            Op::DeleteAddress(address) => links::delete_address(&self.netlink, address).await,
+            Op::LoadPrograms { config, rows } => programs::load(&self.paths, config, rows),
+            Op::UnloadPrograms(hash) => programs::unload(&self.paths, *hash),
+            Op::PutRow(row) => self.maps.put(row),
+            Op::DeleteRow { map, key } => self.maps.delete(*map, key),
+            Op::Attach(hook, hash) => hooks::attach(&self.paths, hook, *hash),
+            Op::Detach(hook) => hooks::detach(&self.paths, hook),
+            Op::SetRoute(key, route) => routes::set(&self.netlink, key, route).await,
+            Op::DeleteRoute(key) => routes::delete(&self.netlink, key).await,
+            Op::SetNft(name, table) => nft::set(&self.paths.nft, name, table).await,
+            Op::DeleteNft(name) => nft::delete(&self.paths.nft, name).await,
+        }
+    }
+}
+
+#[async_trait]
+impl Kernel for LinuxKernel {
+    async fn read(&self) -> Result<Observed, ReadError> {
+        let mut observed = Observed::default();
+        links::read(&self.netlink, &mut observed).await?;
+        routes::read(&self.netlink, &mut observed).await?;
+        sysctl::read(&self.paths.sysctl, &mut observed.state)?;
+        let loaded = programs::read(&self.paths)?;
+        self.maps.read(&mut observed.state)?;
+        hooks::read(&self.paths, &loaded, &mut observed)?;
+        observed.state.programs = loaded.into_hashes();
+        observed.state.nft = nft::read(&self.paths.nft).await?;
+        Ok(observed)
+    }
+
+    async fn apply(&self, op: &Op) -> Outcome<(), OpError> {
+        match self.try_apply(op).await {
+            Ok(()) => Outcome::Done(()),
+            Err(fault) => fault.answer(op),
+        }
+    }
+
+    fn events(&self) -> BoxStream<'static, KernelEvent> {
+        netlink::events(&self.env)
+    }
+}
+
+impl Drop for LinuxKernel {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Removes a folder of pins with everything in it; one that is not there is no error.
+fn remove_pins(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

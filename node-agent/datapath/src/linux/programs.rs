@@ -1,0 +1,195 @@
+//! Program sets, in generations.
+//!
+//! A set is a folder on bpffs named by its hash: the pins of its programs, and hard links to the pins of the maps that
+//! they use. It is put together in a staging folder on the same bpffs: an existing map that is made as it should be is
+//! linked in, another is made fresh and filled; programs are loaded against these; then the folder is renamed and fresh
+//! maps take the public names. A failure before that removes the staging folder and has changed nothing. Nothing is
+//! attached here, so the running set goes on until each of its hooks is moved over; its own folder keeps the maps that
+//! it uses alive as long.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    EbpfLoader,
+    maps::{MapData, MapInfo},
+    programs::{ProgramInfo, SchedClassifier},
+};
+use basal_maps::{
+    config::{self, Config},
+    spec,
+};
+
+use super::{Paths, fault::Fault, maps, remove_pins};
+use crate::{
+    kernel::ReadError,
+    program::{OBJECT, ProgramHash},
+    rows::{MapId, Rows},
+    state::Symbol,
+};
+
+/// The program sets that are pinned and usable, and the kernel's ids of their programs.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    sets: BTreeMap<ProgramHash, BTreeMap<Symbol, u32>>,
+}
+
+impl Loaded {
+    /// The set that a program is of.
+    pub(super) fn set_of(&self, symbol: Symbol, program_id: u32) -> ProgramHash {
+        let found = self.sets.iter().find(|(_, programs)| programs.get(&symbol) == Some(&program_id));
+        found.map_or(ProgramHash::FOREIGN, |(hash, _)| *hash)
+    }
+
+    pub(super) fn into_hashes(self) -> BTreeSet<ProgramHash> {
+        self.sets.into_keys().collect()
+    }
+}
+
+/// Where a program of a set is pinned.
+pub(super) fn pin(paths: &Paths, hash: ProgramHash, symbol: Symbol) -> PathBuf {
+    paths.programs().join(hash.to_string()).join(symbol.as_str())
+}
+
+/// Loads a set.
+pub(super) fn load(paths: &Paths, config: &Config, rows: &Rows) -> Result<(), Fault> {
+    if OBJECT.is_empty() {
+        return Err(Fault::NoObject);
+    }
+    let staging = paths.staging();
+    remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
+    let published = stage(paths, &staging, config, rows).and_then(|fresh| publish(paths, &staging, config, &fresh));
+    if published.is_err() {
+        remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
+    }
+    published
+}
+
+/// Fills the staging folder; gives the names of maps that were made.
+fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<BTreeSet<&'static str>, Fault> {
+    make_dir(staging)?;
+    let mut fresh = BTreeSet::new();
+    let mut loader = EbpfLoader::new();
+    let constants: [u8; size_of::<Config>()] = zerocopy::transmute!(*config);
+    loader.override_global(config::SYMBOL, &constants, true);
+    for map in &spec::ALL {
+        let (public, staged) = (paths.maps().join(map.name), staging.join(map.name));
+        if maps::fits(&public, map).map_err(|error| Fault::path(&public, error))? {
+            fs::hard_link(&public, &staged).map_err(|error| Fault::path(&staged, error))?;
+        } else {
+            fresh.insert(map.name);
+        }
+        loader.map_pin_path(map.name, staged);
+    }
+    let mut object = loader.load(OBJECT).map_err(|error| Fault::at("the BPF object", chain(&error)))?;
+
+    for (map, rows) in rows.iter().filter(|(map, _)| fresh.contains(map.spec().name)) {
+        fill(*map, rows, staging)?;
+    }
+    for symbol in Symbol::ALL {
+        let name = symbol.as_str();
+        let program = object.program_mut(name).ok_or_else(|| Fault::at(name, "the BPF object has no such program"))?;
+        let program: &mut SchedClassifier = program.try_into().map_err(|error| Fault::at(name, chain(&error)))?;
+        program.load().map_err(|error| Fault::at(name, chain(&error)))?;
+        program.pin(staging.join(name)).map_err(|error| Fault::at(name, chain(&error)))?;
+    }
+    Ok(fresh)
+}
+
+fn fill(map: MapId, rows: &BTreeMap<Vec<u8>, Vec<u8>>, dir: &Path) -> Result<(), Fault> {
+    let path = dir.join(map.spec().name);
+    for (key, value) in rows {
+        let data = MapData::from_pin(&path).map_err(|error| Fault::path(&path, chain(&error)))?;
+        maps::put(map, data, key, value)?;
+    }
+    Ok(())
+}
+
+/// Gives the staged set its name, then the maps that it was first to make theirs.
+fn publish(paths: &Paths, staging: &Path, config: &Config, fresh: &BTreeSet<&str>) -> Result<(), Fault> {
+    let set = paths.programs().join(ProgramHash::of(config).to_string());
+    make_dir(&paths.programs())?;
+    make_dir(&paths.maps())?;
+    // One of this name is unusable, else nobody would have asked. What runs from it is held by its links.
+    remove_pins(&set).map_err(|error| Fault::path(&set, error))?;
+    fs::rename(staging, &set).map_err(|error| Fault::path(&set, error))?;
+    for name in fresh {
+        let public = paths.maps().join(name);
+        // bpffs takes no dots in names.
+        let beside = paths.maps().join(format!("{name}_new"));
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Fault::path(&beside, error)),
+            _ => {}
+        }
+        fs::hard_link(set.join(name), &beside).map_err(|error| Fault::path(&beside, error))?;
+        fs::rename(&beside, &public).map_err(|error| Fault::path(&public, error))?;
+    }
+    Ok(())
+}
+
+pub(super) fn unload(paths: &Paths, hash: ProgramHash) -> Result<(), Fault> {
+    let set = paths.programs().join(hash.to_string());
+    remove_pins(&set).map_err(|error| Fault::path(&set, error))
+}
+
+/// Lists the sets. One that lacks a program, or whose maps are not those under the public names, is not usable: it is
+/// left out, so that it is loaded again when it is wanted.
+pub(super) fn read(paths: &Paths) -> Result<Loaded, ReadError> {
+    let dir = paths.programs();
+    let failed = |error| ReadError::new(dir.display().to_string(), error);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut loaded = Loaded::default();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let Some(hash) = entry.file_name().to_str().and_then(ProgramHash::parse) else { continue };
+        if let Some(programs) = usable(paths, &entry.path()).map_err(failed)? {
+            loaded.sets.insert(hash, programs);
+        }
+    }
+    Ok(loaded)
+}
+
+/// The ids of a set's programs; `None` when the set is not usable.
+fn usable(paths: &Paths, set: &Path) -> io::Result<Option<BTreeMap<Symbol, u32>>> {
+    for map in &spec::ALL {
+        let (own, public) = (set.join(map.name), paths.maps().join(map.name));
+        if !maps::fits(&own, map)? || !maps::fits(&public, map)? || map_id(&own)? != map_id(&public)? {
+            return Ok(None);
+        }
+    }
+    let mut programs = BTreeMap::new();
+    for symbol in Symbol::ALL {
+        let path = set.join(symbol.as_str());
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        programs.insert(symbol, ProgramInfo::from_pin(&path).map_err(io::Error::other)?.id());
+    }
+    Ok(Some(programs))
+}
+
+fn map_id(path: &Path) -> io::Result<u32> {
+    MapInfo::from_pin(path).map(|info| info.id()).map_err(io::Error::other)
+}
+
+pub(super) fn make_dir(dir: &Path) -> Result<(), Fault> {
+    fs::create_dir_all(dir).map_err(|error| Fault::path(dir, error))
+}
+
+/// An error with its causes: aya's say what failed, their sources why.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! Routes in the main table, `proto kernel`, on our devices.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
+use nix::errno::Errno;
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::{
+    fault::{Fault, is_errno, to_io},
+    links,
+};
+use crate::{
+    kernel::{Observed, ReadError},
+    names::IfName,
+    state::{Route, RouteKey},
+};
+
+/// Metric that IPv6 routes get when nobody gives one (`IP6_RT_PRIO_USER`, linux/ipv6_route.h). Routes that the kernel
+/// makes for addresses have 256, which tells them apart from ours.
+const IPV6_USER_METRIC: u32 = 1024;
+
+pub(super) async fn set(netlink: &Handle, key: &RouteKey, route: &Route) -> Result<(), Fault> {
+    let message = message(netlink, key, route).await?;
+    netlink.route().add(message).replace().execute().await?;
+    Ok(())
+}
+
+pub(super) async fn delete(netlink: &Handle, key: &RouteKey) -> Result<(), Fault> {
+    let message = match message(netlink, key, &Route::default()).await {
+        // The route went with its device.
+        Err(Fault::NoLink(_)) => return Ok(()),
+        message => {
+            let mut message = message?;
+            // Any scope matches (`RT_SCOPE_NOWHERE`, linux/rtnetlink.h).
+            message.header.scope = RouteScope::NoWhere;
+            message
+        }
+    };
+    match netlink.route().del(message).execute().await {
+        Err(error) if !is_errno(&error, Errno::ESRCH) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn message(netlink: &Handle, key: &RouteKey, route: &Route) -> Result<RouteMessage, Fault> {
+    let index = links::index(netlink, &key.link).await?.ok_or_else(|| Fault::NoLink(key.link.clone()))?;
+    build(index, key.destination, route, RouteProtocol::Kernel)
+}
+
+/// A route of the main table.
+pub(super) fn build(
+    index: u32,
+    destination: IpNet,
+    route: &Route,
+    protocol: RouteProtocol,
+) -> Result<RouteMessage, Fault> {
+    let invalid = |error| Fault::at(format_args!("route to {destination}"), error);
+    // IPv6 routes have no scope.
+    let scope = match route.gateway {
+        None if destination.addr().is_ipv4() => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())
+        .map_err(invalid)?
+        .output_interface(index)
+        .protocol(protocol)
+        .scope(scope);
+    if let Some(gateway) = route.gateway {
+        builder = builder.gateway(gateway).map_err(invalid)?;
+    }
+    if let Some(source) = route.source {
+        builder = builder.pref_source(source).map_err(invalid)?;
+    }
+    if let Some(mtu) = route.mtu {
+        builder.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    Ok(builder.build())
+}
+
+/// Reads the routes on our devices. `observed` has the devices already.
+pub(super) async fn read(netlink: &Handle, observed: &mut Observed) -> Result<(), ReadError> {
+    let managed: BTreeMap<u32, IfName> = observed
+        .devices
+        .iter()
+        .filter(|(name, _)| name.is_managed())
+        .map(|(name, device)| (device.index, name.clone()))
+        .collect();
+    for family in [
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+    ] {
+        let mut routes = netlink.route().get(family).execute();
+        while let Some(message) = routes.try_next().await.map_err(|error| ReadError::new("routes", to_io(error)))? {
+            if let Some((index, destination, route)) = parse(&message)
+                && let Some(link) = managed.get(&index)
+            {
+                observed.state.routes.insert(RouteKey { destination, link: link.clone() }, route);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a route that could be ours; `None` for others.
+fn parse(message: &RouteMessage) -> Option<(u32, IpNet, Route)> {
+    let header = &message.header;
+    let ours = header.table == RouteHeader::RT_TABLE_MAIN
+        && header.protocol == RouteProtocol::Kernel
+        && header.kind == RouteType::Unicast;
+    if !ours {
+        return None;
+    }
+    let (mut index, mut destination, mut metric, mut route) = (None, None, None, Route::default());
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(oif) => index = Some(*oif),
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Priority(priority) => metric = Some(*priority),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let destination = IpNet::new(destination?, header.destination_prefix_length).ok()?;
+    let made_by_hand = destination.addr().is_ipv4() || metric == Some(IPV6_USER_METRIC);
+    made_by_hand.then_some((index?, destination, route))
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}

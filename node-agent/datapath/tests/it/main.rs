@@ -1,0 +1,10 @@
+//! The datapath in the real kernel: own network namespaces, own mount namespace, own bpffs. Needs root, and a binary
+//! that was built with the BPF object.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
+mod adoption;
+mod harness;
+mod layout;
+mod overlay;
+mod programs;
+mod state;

@@ -1,0 +1,142 @@
+//! Desired state becomes observed state, and stays it.
+
+use basal_datapath::{
+    kernel::{Kernel as _, OpError},
+    names::IfName,
+    op::Op,
+    rows,
+    state::{LinkKind, NodeState, RouteKey},
+};
+use basal_runtime::outcome::Outcome;
+
+use crate::harness::{node, remote, sandbox};
+
+#[test]
+fn a_node_converges_in_two_rounds_and_every_op_is_idempotent() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        node.plan.remote_nodes.insert("two".to_owned(), remote(2));
+        let _pod = node.add_pod(7, 4321);
+        let rounds = node.converge();
+        assert_eq!(rounds.len(), 2, "{rounds:#?}");
+        node.with(async |kernel| {
+            for op in rounds.iter().flatten() {
+                let again = kernel.apply(op).await;
+                assert!(matches!(again, Outcome::Done(())), "{again:?}");
+            }
+        });
+        assert_eq!(node.converge(), Vec::<Vec<Op>>::new());
+    });
+}
+
+#[test]
+fn what_others_changed_is_put_right() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        node.plan.remote_nodes.insert("two".to_owned(), remote(2));
+        let _pod = node.add_pod(7, 4321);
+        node.converge();
+        let host = node.plan.endpoints[&7].link.clone();
+        for (command, kinds) in [
+            ("ip route del 10.1.2.0/24", vec!["set-route"]),
+            (
+                "ip route replace 10.1.2.0/24 via 10.1.1.1 dev cilium_host proto kernel src 10.1.1.1 mtu 1400",
+                vec!["set-route"],
+            ),
+            ("ip route add 10.1.9.0/24 dev cilium_host proto kernel", vec!["delete-route"]),
+            ("ip -6 route del fd00:1:2::/64", vec!["set-route"]),
+            ("ip addr add 10.1.1.99/32 dev cilium_host", vec!["delete-address"]),
+            ("ip link set cilium_vxlan mtu 1400", vec!["set-link"]),
+            ("ip link set cilium_net arp on", vec!["set-link"]),
+            ("sysctl -qw net.ipv4.conf.cilium_host.rp_filter=1", vec!["set-sysctl"]),
+            ("sysctl -qw net.ipv4.ip_forward=0", vec!["set-sysctl", "set-sysctl", "set-sysctl", "set-sysctl"]),
+            ("nft flush chain inet basal postrouting", vec!["set-nft"]),
+            ("nft delete table inet basal", vec!["set-nft"]),
+            ("nft add element inet basal local_pods4 { 10.9.0.0/16 }", vec!["set-nft"]),
+        ] {
+            node.netns.run(command).unwrap();
+            let rounds = node.converge();
+            let found: Vec<&str> = rounds.concat().iter().map(Op::kind).collect();
+            assert_eq!(found, kinds, "after {command}: {rounds:#?}");
+        }
+        node.netns.ip(&format!("link set {host} down"));
+        assert_eq!(node.converge().concat().iter().map(Op::kind).collect::<Vec<_>>(), ["set-link"]);
+    });
+}
+
+#[test]
+fn a_device_of_the_wrong_kind_is_made_again_with_its_programs() {
+    sandbox(|bpffs| {
+        let node = node(bpffs, 1);
+        node.netns.ip("link add cilium_vxlan type vxlan id 5 dstport 8472");
+        node.netns.ip("link add cilium_host type bridge");
+        node.converge();
+        let observed = node.read();
+        assert_eq!(observed.state.links[&IfName::vxlan()].kind, LinkKind::Vxlan { port: 8472 });
+        assert_eq!(observed.state.hooks.len(), 5);
+
+        node.netns.ip("link del cilium_vxlan");
+        node.converge();
+        assert_eq!(node.read().state.hooks.len(), 5);
+    });
+}
+
+#[test]
+fn a_node_is_taken_down_without_trace() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        node.plan.remote_nodes.insert("two".to_owned(), remote(2));
+        let _pod = node.add_pod(7, 4321);
+        node.converge();
+        node.with(async |kernel| {
+            let observed = kernel.read().await.unwrap();
+            for op in basal_datapath::diff::diff(&NodeState::default(), &observed.state) {
+                let outcome = kernel.apply(&op).await;
+                assert!(matches!(outcome, Outcome::Done(())), "{outcome:?}");
+            }
+            let left = kernel.read().await.unwrap().state;
+            assert!(left.links.is_empty() && left.hooks.is_empty() && left.nft.is_empty() && left.programs.is_empty());
+            assert!(left.maps.values().all(std::collections::BTreeMap::is_empty), "{:?}", left.maps);
+        });
+    });
+}
+
+#[test]
+fn an_endpoint_whose_device_went_is_cleaned_up() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        let pod = node.add_pod(7, 4321);
+        node.converge();
+        pod.ip("link del eth0");
+        node.plan.endpoints.clear();
+        let kinds: Vec<_> = node.converge().concat().iter().map(Op::kind).collect();
+        assert_eq!(
+            kinds,
+            ["detach", "detach", "delete-row", "delete-row", "delete-row", "delete-row"],
+            "the program's pin, its slot, and two rows per family"
+        );
+    });
+}
+
+#[test]
+fn refusals_say_what_is_missing() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        drop(node.add_pod(7, 4321));
+        node.with(async |kernel| {
+            let refused = async |op: Op| match kernel.apply(&op).await {
+                Outcome::Refused(error) => error,
+                other => panic!("{other:?}"),
+            };
+            let link = node.plan.endpoints[&7].link.clone();
+            let desired = node.plan.desired(&kernel.read().await.unwrap());
+            let gone = refused(Op::SetLink(link.clone(), desired.links[&link].clone())).await;
+            assert!(matches!(gone, OpError::NoNetns { .. }), "{gone}");
+            let key = RouteKey { destination: "10.9.0.0/16".parse().unwrap(), link: IfName::host() };
+            let route = refused(Op::SetRoute(key, Default::default())).await;
+            assert!(matches!(route, OpError::NoLink { .. }), "{route}");
+            let row = refused(Op::PutRow(rows::host([10, 0, 0, 1].into()))).await;
+            assert!(row.to_string().contains("load programs first"), "{row}");
+        });
+    });
+}
