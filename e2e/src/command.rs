@@ -1,23 +1,32 @@
-//! Commands that run to their end.
+//! Commands that run to their end, which must come within a limit.
 
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+
+use crate::process::signal_pid;
 
 /// Builds a command line; [`Run::output`] or one of its siblings runs it.
 #[derive(Debug)]
 pub struct Run {
     command: Command,
     stdin: Option<Vec<u8>>,
+    limit: Duration,
 }
+
+/// No command of the harness needs longer; one that does is stuck.
+const LIMIT: Duration = Duration::from_secs(300);
 
 impl Run {
     /// A command by path or by name in `PATH`.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { command: Command::new(program), stdin: None }
+        Self { command: Command::new(program), stdin: None, limit: LIMIT }
     }
 
     /// Appends one argument.
@@ -55,6 +64,13 @@ impl Run {
         self
     }
 
+    /// Kills it after this time, instead of five minutes.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// The words of the command line, for messages.
     #[must_use]
     pub fn words(&self) -> String {
@@ -72,7 +88,17 @@ impl Run {
             // In a thread: a child that writes before it has read everything must not block us.
             std::thread::spawn(move || pipe.write_all(&bytes))
         });
-        let output = child.wait_with_output().with_context(|| format!("waiting for `{words}`"))?;
+        let pid = child.id();
+        let (done, ended) = channel();
+        // In a thread: its output must be read all the time, and reading has no limit.
+        std::thread::spawn(move || done.send(child.wait_with_output()));
+        let output = match ended.recv_timeout(self.limit) {
+            Ok(output) => output.with_context(|| format!("waiting for `{words}`"))?,
+            Err(_timeout) => {
+                signal_pid(pid, Signal::SIGKILL)?;
+                bail!("`{words}` did not end within {} s", self.limit.as_secs());
+            }
+        };
         if let Some(writer) = writer {
             // A broken pipe means that the command did not want all of it; its exit code decides.
             drop(writer.join());
@@ -103,5 +129,25 @@ impl Run {
         let words = self.words();
         let text = self.text()?;
         serde_json::from_str(&text).with_context(|| format!("`{words}` did not print JSON: {text}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Run;
+
+    #[test]
+    fn a_command_gets_its_input_and_its_errors_are_told() {
+        assert_eq!(Run::new("cat").stdin("x".repeat(1 << 20)).text().unwrap().len(), 1 << 20);
+        let error = Run::new("sh").args(["-c", "echo why >&2; exit 3"]).done().unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("why"), "{error}");
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_killed() {
+        let error = Run::new("sleep").arg("600").limit(Duration::from_millis(50)).done().unwrap_err().to_string();
+        assert!(error.contains("did not end"), "{error}");
     }
 }

@@ -1,12 +1,9 @@
 //! Where built things live: `${BASAL_CACHE:-$HOME/.cache/basal}`.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-
-/// Kubernetes' version, as `e2e/parts/kubernetes/go.mod` has it.
-pub const KUBERNETES_VERSION: &str = "v1.35.4";
 
 /// The cache folder: `BASAL_CACHE`, else `$HOME/.cache/basal`.
 pub fn cache_dir() -> anyhow::Result<PathBuf> {
@@ -34,18 +31,4 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
         bail!("{name} is missing: there is no {}; build it with `cargo xtask setup --only parts`", path.display());
     }
     Ok(path)
-}
-
-/// The path of a command of the system, looked up in `PATH` and the `sbin` folders.
-pub fn system(name: &str) -> anyhow::Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|candidate| is_file(candidate))
-        .with_context(|| format!("the command {name} is missing; install it with `cargo xtask setup --only packages`"))
-}
-
-fn is_file(path: &Path) -> bool {
-    path.is_file()
 }

@@ -1,7 +1,7 @@
 //! Processes that run beside the caller.
 
 use std::fs::{self, File};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -170,12 +170,6 @@ pub fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
-}
-
-/// Whether a status says that a signal ended it.
-#[must_use]
-pub fn ended_by(status: ExitStatus, signal: Signal) -> bool {
-    status.signal() == Some(signal as i32)
 }
 
 fn redirect(command: &mut Command, log: &Path) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -24,6 +24,9 @@ const IMAGES: [&str; 3] = ["pause", "coredns", "tools"];
 
 /// Holds a pod's namespaces.
 const PAUSE_IMAGE: &str = "localhost/basal-e2e/pause:1";
+
+/// Process id and start time of a node's first process.
+const INIT: &str = "init.pid";
 
 /// A running node.
 #[derive(Debug, Clone)]
@@ -51,7 +54,8 @@ impl Node {
             address: addresses[0].to_string(),
         };
         let init = node_init::start(&spec)?;
-        fs::write(node_dir.join("init.pid"), init.to_string())?;
+        let start = process::start_time(init).with_context(|| format!("node {} has ended", node.name))?;
+        fs::write(node_dir.join(INIT), format!("{init} {start}"))?;
         let this = Self { cluster: name.clone(), name: node.name.clone(), dir: node_dir, addresses, init };
         this.start_containerd()?;
         this.run("ctr").args(["version"]).done()?;
@@ -67,14 +71,18 @@ impl Node {
     /// A node that is there already.
     pub(super) fn open(name: &ClusterName, dir: &ClusterDir, state: &State, node: &NodeState) -> anyhow::Result<Self> {
         let node_dir = dir.node(&node.name);
-        let pid =
-            fs::read_to_string(node_dir.join("init.pid")).with_context(|| format!("node {} is not up", node.name))?;
+        let init = fs::read_to_string(node_dir.join(INIT)).with_context(|| format!("node {} is not up", node.name))?;
+        let (init, start) = init.split_once(' ').with_context(|| format!("node {} has a broken {INIT}", node.name))?;
+        let init = init.parse().context("the process id of a node")?;
+        // The id alone may be another process's by now.
+        let running = process::start_time(init).is_some_and(|now| now.to_string() == start);
+        ensure!(running, "node {} has ended", node.name);
         Ok(Self {
             cluster: name.clone(),
             name: node.name.clone(),
             dir: node_dir,
             addresses: state.node_addresses(node),
-            init: pid.trim().parse().context("the process id of a node")?,
+            init,
         })
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn forwarding_goes_on(cluster: &mut Cluster) -> anyhow::Result<()> {
     // SIGINT ends ping with its summary; SIGKILL would not.
     let start = format!(
         "ping -i 0.05 {address} > /tmp/ping 2>&1 & echo $! > /tmp/ping.pid; \
-         iperf3 -c {address} -t 3600 -i 1 -b 20M > /tmp/stream 2>&1 & echo $! > /tmp/stream.pid"
+         iperf3 -c {address} -t 3600 -i 1 -b 20M --forceflush > /tmp/stream 2>&1 & echo $! > /tmp/stream.pid"
     );
     cluster.exec("default", "steady-a", &["sh", "-c", &start])?;
     eventually("ping and stream to flow", || flowing(cluster).map(drop))?;
