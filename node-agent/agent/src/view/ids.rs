@@ -10,46 +10,50 @@ use super::NodeKey;
 /// Hands out node ids, 1 to 65535; 0 is this node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeIds {
-    ids: BTreeMap<IpAddr, u16>,
+    ids: BTreeMap<NodeKey, u16>,
+    /// What the map held at the start: the ids of nodes that were not heard of yet.
+    restored: BTreeMap<IpAddr, u16>,
 }
 
 impl NodeIds {
     /// Takes over what is in the map, so that ids stay what they were.
     #[must_use]
     pub fn restore(rows: impl IntoIterator<Item = (IpAddr, u16)>) -> Self {
-        Self { ids: rows.into_iter().filter(|(_, id)| *id != 0).collect() }
+        let restored = rows.into_iter().filter(|(_, id)| *id != 0).collect();
+        Self { ids: BTreeMap::new(), restored }
     }
 
-    /// Gives every address its node's id; addresses that are not listed lose theirs. Answers all rows. When all ids are
-    /// in use, the nodes that come last have none.
-    pub fn assign<'a>(&mut self, addresses: impl IntoIterator<Item = (&'a NodeKey, IpAddr)>) -> &BTreeMap<IpAddr, u16> {
-        let mut nodes: BTreeMap<&NodeKey, Vec<IpAddr>> = BTreeMap::new();
-        for (node, ip) in addresses {
-            nodes.entry(node).or_default().push(ip);
-        }
-        // First those that have one: a new node must not take it.
-        let mut taken = BTreeSet::new();
-        let mut chosen: BTreeMap<&NodeKey, u16> = BTreeMap::new();
+    /// Gives each node its id, by its addresses too; nodes that are not listed lose theirs. When all ids are in use, the
+    /// nodes that come last have none.
+    pub fn assign<'a>(
+        &mut self,
+        nodes: impl IntoIterator<Item = (&'a NodeKey, Vec<IpAddr>)>,
+    ) -> &BTreeMap<NodeKey, u16> {
+        let nodes: BTreeMap<&NodeKey, Vec<IpAddr>> = nodes.into_iter().collect();
+        self.ids.retain(|node, _| nodes.contains_key(node));
+        let mut taken: BTreeSet<u16> = self.ids.values().copied().collect();
+        // First those that had one before the start: a new node must not take it.
         for (node, ips) in &nodes {
-            let kept = ips.iter().filter_map(|ip| self.ids.get(ip)).find(|id| !taken.contains(*id));
-            if let Some(id) = kept {
-                taken.insert(*id);
-                chosen.insert(*node, *id);
+            if !self.ids.contains_key(*node) {
+                let earlier = ips.iter().filter_map(|ip| self.restored.remove(ip)).find(|id| !taken.contains(id));
+                if let Some(id) = earlier {
+                    taken.insert(id);
+                    self.ids.insert((*node).clone(), id);
+                }
             }
         }
-        let mut free = (1..=u16::MAX).filter(|id| !taken.contains(id));
+        // Ids of nodes that are not heard of yet are kept for them, as long as there are others.
+        let kept: BTreeSet<u16> = self.restored.values().copied().collect();
+        let (others, last): (Vec<u16>, Vec<u16>) =
+            (1..=u16::MAX).filter(|id| !taken.contains(id)).partition(|id| !kept.contains(id));
+        let mut free = others.into_iter().chain(last);
         for node in nodes.keys() {
-            if !chosen.contains_key(node)
+            if !self.ids.contains_key(*node)
                 && let Some(id) = free.next()
             {
-                chosen.insert(*node, id);
+                self.ids.insert((*node).clone(), id);
             }
         }
-        self.ids = nodes
-            .into_iter()
-            .filter_map(|(node, ips)| Some((*chosen.get(node)?, ips)))
-            .flat_map(|(id, ips)| ips.into_iter().map(move |ip| (ip, id)))
-            .collect();
         &self.ids
     }
 }
@@ -73,26 +77,29 @@ mod tests {
     fn ids_outlive_a_restart_and_a_new_address() {
         let mut ids = NodeIds::restore([(ip(1, 0), 40), (ip(2, 0), 41), (ip(3, 0), 0)]);
         let (one, two, three) = (key(1), key(2), key(3));
-        let rows = ids.assign([(&one, ip(1, 0)), (&one, ip(1, 1)), (&two, ip(2, 0)), (&three, ip(3, 0))]);
-        assert_eq!(*rows, BTreeMap::from([(ip(1, 0), 40), (ip(1, 1), 40), (ip(2, 0), 41), (ip(3, 0), 1)]));
+        let assigned = ids.assign([(&one, vec![ip(1, 0), ip(1, 1)]), (&three, vec![ip(3, 0)])]).clone();
+        assert_eq!(assigned, BTreeMap::from([(one.clone(), 40), (three.clone(), 1)]));
+        let assigned = ids.assign([(&one, vec![ip(9, 9)]), (&two, vec![ip(2, 0)]), (&three, vec![ip(3, 0)])]);
+        assert_eq!(*assigned, BTreeMap::from([(one.clone(), 40), (two.clone(), 41), (three.clone(), 1)]));
     }
 
     proptest! {
+        /// Also where two nodes claim one address.
         #[test]
-        fn no_two_nodes_share_an_id(
+        fn ids_are_unique_and_stay(
             restored in proptest::collection::btree_map((0_u8..5, 0_u8..2), 0_u16..6, 0..8),
-            rounds in proptest::collection::vec(proptest::collection::btree_set((0_u8..5, 0_u8..2), 0..8), 1..4),
+            rounds in proptest::collection::vec(proptest::collection::btree_map(0_u8..5, (0_u8..5, 0_u8..2), 0..5), 1..4),
         ) {
             let mut ids = NodeIds::restore(restored.into_iter().map(|((n, i), id)| (ip(n, i), id)));
+            let mut before: BTreeMap<NodeKey, u16> = BTreeMap::new();
             for round in rounds {
-                let keys: Vec<_> = (0..5).map(key).collect();
-                let rows = ids.assign(round.iter().map(|(n, i)| (&keys[usize::from(*n)], ip(*n, *i)))).clone();
-                prop_assert_eq!(rows.len(), round.len());
-                for (n, i) in &round {
-                    for (m, j) in &round {
-                        prop_assert_eq!(rows[&ip(*n, *i)] == rows[&ip(*m, *j)], n == m);
-                    }
-                }
+                let keys: Vec<_> = round.keys().map(|n| key(*n)).collect();
+                let nodes = keys.iter().zip(round.values()).map(|(key, (n, i))| (key, vec![ip(*n, *i)]));
+                let now = ids.assign(nodes).clone();
+                prop_assert_eq!(now.len(), round.len());
+                prop_assert_eq!(now.values().collect::<BTreeSet<_>>().len(), now.len());
+                prop_assert!(now.iter().all(|(node, id)| before.get(node).is_none_or(|earlier| earlier == id)));
+                before = now;
             }
         }
     }

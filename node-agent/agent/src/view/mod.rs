@@ -191,11 +191,11 @@ impl View {
 
     /// The base. A node without an address that a tunnel could end at is left out: it cannot be reached.
     pub fn base(&mut self) -> NodePlan {
-        let addresses = self.nodes.iter().flat_map(|(key, record)| {
-            let ids = record.addresses.iter().filter(|a| is_host(&a.kind) || a.kind == AddressType::CiliumInternalIp);
-            ids.map(move |address| (key, address.ip))
+        let nodes = self.nodes.iter().map(|(key, record)| {
+            let hosts = record.addresses.iter().filter(|address| is_host(&address.kind));
+            (key, hosts.map(|address| address.ip).collect())
         });
-        let ids = self.ids.assign(addresses).clone();
+        let ids = self.ids.assign(nodes).clone();
         let mut plan = self.local.clone();
         plan.endpoints = self.endpoints.iter().map(|(id, endpoint)| (id.get(), endpoint.clone())).collect();
         plan.remote_nodes = self.nodes.iter().filter_map(|(key, record)| self.remote_node(key, record, &ids)).collect();
@@ -206,17 +206,16 @@ impl View {
         &self,
         key: &NodeKey,
         record: &NodeRecord,
-        ids: &BTreeMap<IpAddr, u16>,
+        ids: &BTreeMap<NodeKey, u16>,
     ) -> Option<(String, RemoteNode)> {
         let of_kind = |wanted: fn(&AddressType) -> bool| {
             record.addresses.iter().filter(move |address| wanted(&address.kind)).map(|address| address.ip).collect()
         };
-        let node_ips: BTreeSet<IpAddr> = of_kind(is_host);
         let node = RemoteNode {
-            node_id: node_ips.iter().find_map(|ip| ids.get(ip)).copied()?,
+            node_id: *ids.get(key)?,
             tunnel_endpoint: self.tunnel_endpoint(record)?,
             pod_cidrs: record.cidrs().collect(),
-            node_ips,
+            node_ips: of_kind(is_host),
             router_ips: of_kind(|kind| *kind == AddressType::CiliumInternalIp),
             identity: IdentityId::REMOTE_NODE.get(),
         };

@@ -1,0 +1,222 @@
+//! What the agent tells the command line about itself.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use basal_cni::api::{
+    AddressUse, AgentError, Answer, BlockReport, Component, ComponentState, EndpointReport, IdentityReport, IpamReport,
+    NodeReport, Request, StatusReport,
+};
+use basal_crds::{
+    address::{AddressType, NodeAddress},
+    labels::Labels,
+};
+use basal_runtime::{readiness::Readiness, sync::lock};
+use tokio::sync::watch;
+
+use super::pump::KnownIdentities;
+use crate::{
+    config::Settings,
+    endpoint::Endpoints,
+    node::watch::ClaimReport,
+    policy::Policies,
+    server::Reports,
+    sync::{Datapath, SyncReport},
+};
+
+/// What reports are made of.
+pub struct AgentReports {
+    /// The configuration.
+    pub settings: Settings,
+    /// What readiness waits for.
+    pub readiness: Readiness,
+    /// The endpoints.
+    pub endpoints: Endpoints,
+    /// The datapath.
+    pub datapath: Datapath,
+    /// Its report.
+    pub sync: watch::Receiver<SyncReport>,
+    /// The claim.
+    pub claim: watch::Receiver<ClaimReport>,
+    /// The last look at etcd.
+    pub kvstore: Arc<Mutex<Component>>,
+    /// The last answer of the API server.
+    pub kubernetes: Arc<Mutex<Component>>,
+    /// The identities.
+    pub identities: KnownIdentities,
+    /// The policies.
+    pub policies: Policies,
+    /// This node, as it is registered.
+    pub node: NodeReport,
+}
+
+#[async_trait]
+impl Reports for AgentReports {
+    async fn report(&self, request: &Request) -> Answer {
+        match request {
+            Request::Status => Answer::Status(Box::new(self.status().await)),
+            Request::Nodes => Answer::Nodes(self.nodes().await),
+            Request::Endpoints => Answer::Endpoints(self.endpoints()),
+            Request::Identities => Answer::Identities(self.identities()),
+            Request::Ipam => Answer::Ipam(self.ipam()),
+            other => Answer::Error(AgentError::Failed { message: format!("{other:?} is no question for a report") }),
+        }
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        let pending = self.readiness.pending();
+        let texts: Vec<_> = pending.iter().map(|pending| format!("{}: {}", pending.name, pending.reason)).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+}
+
+fn texts(labels: &Labels) -> Vec<String> {
+    labels.iter().map(ToString::to_string).collect()
+}
+
+fn of_kind(addresses: &[NodeAddress], wanted: &AddressType) -> Vec<std::net::IpAddr> {
+    addresses.iter().filter(|address| address.kind == *wanted).map(|address| address.ip).collect()
+}
+
+impl AgentReports {
+    async fn status(&self) -> StatusReport {
+        let remote_nodes = self.datapath.look(|view| view.nodes().len()).await.unwrap_or_default();
+        let (endpoints, endpoints_ready) = self.endpoints.read(|state| {
+            let ready = state.iter().filter(|(_, slot)| slot.state_text() == "ready").count();
+            (state.iter().count(), ready)
+        });
+        let sync = self.sync.borrow().clone();
+        let cilium = match self.not_ready() {
+            None => Component::new(ComponentState::Ok, concat!("basal ", env!("CARGO_PKG_VERSION"))),
+            Some(pending) => Component::new(ComponentState::Failure, pending),
+        };
+        let datapath = if !sync.problem.is_empty() {
+            Component::new(ComponentState::Failure, sync.problem)
+        } else if sync.complete {
+            Component::new(ComponentState::Ok, format!("as desired; {} changes from outside mended", sync.drift))
+        } else {
+            Component::new(ComponentState::Failure, "not compared yet")
+        };
+        let policy = match self.policies.status() {
+            Some(status) => Component::new(ComponentState::Warning, status),
+            None => Component::new(ComponentState::Disabled, "no policies"),
+        };
+        let conflist = &self.settings.cni.write_cni_conf_when_ready;
+        let cni_file = if conflist.exists() {
+            Component::new(
+                ComponentState::Ok,
+                format!("successfully wrote CNI configuration file to {}", conflist.display()),
+            )
+        } else {
+            Component::new(ComponentState::Failure, format!("{} is not written", conflist.display()))
+        };
+        let on = |enabled: bool| if enabled { "Enabled" } else { "Disabled" };
+        let keys = &self.settings.datapath;
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.settings.node.to_string(),
+            cluster: self.settings.cluster.name().to_string(),
+            kvstore: lock(&self.kvstore).clone(),
+            kubernetes: lock(&self.kubernetes).clone(),
+            cilium,
+            cni_file,
+            datapath,
+            policy,
+            routing: "Tunnel [vxlan]".to_owned(),
+            masquerading: format!(
+                "nftables [IPv4: {}, IPv6: {}]",
+                on(keys.enable_ipv4_masquerade),
+                on(keys.enable_ipv6_masquerade)
+            ),
+            host_routing: if keys.enable_host_legacy_routing { "Legacy" } else { "BPF" }.to_owned(),
+            ipam: self.ipam(),
+            remote_nodes,
+            endpoints,
+            endpoints_ready,
+            identities: self.identities.read(|known| known.len()),
+            drift: sync.drift,
+        }
+    }
+
+    async fn nodes(&self) -> Vec<NodeReport> {
+        let others = self.datapath.look(|view| {
+            let report = |record: &basal_crds::kvstore::NodeRecord| NodeReport {
+                cluster: record.cluster.to_string(),
+                name: record.name.to_string(),
+                local: false,
+                internal_ips: of_kind(&record.addresses, &AddressType::InternalIp),
+                router_ips: of_kind(&record.addresses, &AddressType::CiliumInternalIp),
+                pod_cidrs: record.cidrs().collect(),
+                tunnel_endpoint: view.tunnel_endpoint(record),
+            };
+            view.nodes().values().map(report).collect::<Vec<_>>()
+        });
+        let mut nodes = vec![self.node.clone()];
+        nodes.extend(others.await.unwrap_or_default());
+        nodes
+    }
+
+    fn endpoints(&self) -> Vec<EndpointReport> {
+        self.endpoints.read(|state| {
+            let mut reports: Vec<_> = state
+                .iter()
+                .map(|(key, slot)| {
+                    let record = slot.record.as_ref();
+                    EndpointReport {
+                        id: slot.id.get(),
+                        state: slot.state_text().to_owned(),
+                        identity: record.map_or(0, |record| record.identity.get()),
+                        labels: record
+                            .and_then(|record| Labels::parse_canonical(&record.labels).ok())
+                            .map(|labels| texts(&labels))
+                            .unwrap_or_default(),
+                        pod: record.and_then(|r| r.pod.as_ref()).map(ToString::to_string).unwrap_or_default(),
+                        container_id: record.map(|record| record.attachment.container_id.clone()).unwrap_or_default(),
+                        host_interface: key.to_string(),
+                        ipv4: slot.addresses.v4.map(Into::into),
+                        ipv6: slot.addresses.v6.map(Into::into),
+                    }
+                })
+                .collect();
+            reports.sort_by_key(|report| report.id);
+            reports
+        })
+    }
+
+    fn identities(&self) -> Vec<IdentityReport> {
+        self.identities.read(|known| {
+            known.iter().map(|(id, labels)| IdentityReport { id: id.get(), labels: texts(labels) }).collect()
+        })
+    }
+
+    fn ipam(&self) -> IpamReport {
+        let claim = self.claim.borrow().clone();
+        let now = self.endpoints.now();
+        self.endpoints.read(|state| {
+            let confirmed = state.pool().counts(now).into_iter().map(|count| BlockReport {
+                cidr: ipnet_of(&count.block),
+                confirmed: true,
+                used: count.used as u64,
+                cooling: count.cooling as u64,
+                capacity: u64::try_from(count.capacity).unwrap_or(u64::MAX),
+            });
+            let lost = claim.lost.iter().map(|block| BlockReport {
+                cidr: ipnet_of(block),
+                confirmed: false,
+                used: state.pool().all().filter(|(ip, _)| block.contains_address(*ip)).count() as u64,
+                cooling: 0,
+                capacity: 0,
+            });
+            let blocks = confirmed.chain(lost).collect();
+            let addresses =
+                state.pool().all().map(|(ip, owner)| AddressUse { ip, owner: state.owner_text(owner) }).collect();
+            IpamReport { blocks, addresses, problem: claim.problem.clone().unwrap_or_default() }
+        })
+    }
+}
+
+/// A block as a network.
+#[must_use]
+pub fn ipnet_of(block: &basal_ipam::prefix::PodCidr) -> ipnet::IpNet {
+    ipnet::IpNet::new_assert(block.address(), block.prefix_len())
+}

@@ -1,0 +1,226 @@
+//! What the agent does at its start with files and rows, and what goes on as long as it lives.
+
+use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use basal_cni::{
+    api::{Component, ComponentState},
+    delete_queue::{Consumer, QueueError},
+};
+use basal_datapath::{kernel::Observed, rows::MapId};
+use basal_kvstore::{
+    lock::Locks,
+    session::Session,
+    status::{Health, QuorumTracker, gather},
+};
+use basal_maps::{
+    node::{NodeKey, NodeValue},
+    tunnel::TunnelKey,
+};
+use basal_objects::cache::Cache;
+use basal_runtime::{readiness::Guard, sync::lock};
+use futures::{FutureExt, select_biased};
+use ipnet::IpNet;
+use tokio::sync::watch;
+use zerocopy::FromBytes as _;
+
+use super::{
+    AgentError, Ports,
+    report::{AgentReports, ipnet_of},
+};
+use crate::{
+    config::Settings,
+    endpoint::Endpoints,
+    install::{self, InstallError},
+    metrics::{AgentMetrics, FamilyLabel},
+    node::{facts::NodeFacts, watch::ClaimReport},
+    sync::{Datapath, SyncReport},
+};
+
+/// How often removals that failed are tried again, and gauges set.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Failed quorum probes in a row that are no failure yet (`kvstore-max-consecutive-quorum-errors`).
+const TOLERATED: u32 = 2;
+
+/// The node ids that the kernel's map holds.
+#[must_use]
+pub fn node_ids(observed: &Observed) -> Vec<(IpAddr, u16)> {
+    let rows = observed.state.maps.get(&MapId::Nodes);
+    let parse = |(key, value): (&Vec<u8>, &Vec<u8>)| {
+        let key = NodeKey::read_from_bytes(key).ok()?;
+        let value = NodeValue::read_from_bytes(value).ok()?;
+        Some((key.ip.to_ip(key.family)?, value.id))
+    };
+    rows.into_iter().flatten().filter_map(parse).collect()
+}
+
+/// The blocks of other nodes that the kernel has tunnels for.
+#[must_use]
+pub fn tunnel_blocks(observed: &Observed) -> BTreeSet<IpNet> {
+    let rows = observed.state.maps.get(&MapId::Tunnel);
+    let parse = |key: &Vec<u8>| {
+        let (ip, bits) = TunnelKey::read_from_bytes(key).ok()?.cidr()?;
+        IpNet::new(ip, bits).ok()
+    };
+    rows.into_iter().flatten().filter_map(|(key, _)| parse(key)).collect()
+}
+
+/// Carries out the deletes that were queued while no agent listened. The queue stays locked until the caller listens.
+///
+/// # Errors
+/// The queue cannot be locked or read. A delete that fails stays in the queue.
+pub async fn replay_deletes(folder: &Path, endpoints: &Endpoints) -> Result<Consumer, AgentError> {
+    let path = folder.to_owned();
+    let locked = tokio::task::spawn_blocking(move || Consumer::lock(&path)).await;
+    let consumer = locked.unwrap_or_else(|error| {
+        Err(QueueError::Io { path: folder.to_owned(), source: std::io::Error::other(error) })
+    })?;
+    for queued in consumer.waiting()? {
+        match &queued.request {
+            Ok(request) => {
+                if let Err(error) = endpoints.del(request).await {
+                    tracing::warn!(attachment = %request.attachment, %error, "a queued delete; it is tried again");
+                }
+            }
+            Err(why) => {
+                tracing::warn!(path = %queued.path.display(), why, "a queued delete cannot be read; GC finds what it meant")
+            }
+        }
+        // A removal that began is in the journal, and the routine goes on with it.
+        consumer.remove(&queued)?;
+    }
+    Ok(consumer)
+}
+
+/// Installs plugin and configuration.
+///
+/// # Errors
+/// See [`InstallError`].
+pub fn install(settings: &Settings, socket: &Path, queue: &Path) -> Result<(), InstallError> {
+    let cni = &settings.cni;
+    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(install::PLUGIN)));
+    if let Some(plugin) = cni.cni_plugin.clone().or(beside) {
+        install::binary(&plugin, &cni.cni_bin_dir)?;
+    }
+    install::configuration(&cni.write_cni_conf_when_ready, &install::conflist(socket, queue))?;
+    if cni.cni_exclusive {
+        for path in install::set_others_aside(&cni.write_cni_conf_when_ready)? {
+            tracing::info!(path = %path.display(), "another CNI configuration was set aside");
+        }
+    }
+    Ok(())
+}
+
+/// What goes on as long as the agent lives.
+pub struct Routine {
+    /// The ports.
+    pub ports: Ports,
+    /// The endpoints.
+    pub endpoints: Endpoints,
+    /// The datapath.
+    pub datapath: Datapath,
+    /// The session with etcd.
+    pub session: Session,
+    /// The reports, of which it keeps two lines.
+    pub reports: Arc<AgentReports>,
+    /// The claim.
+    pub claim: watch::Receiver<ClaimReport>,
+    /// The Node: its watch tells how the API server is.
+    pub node: Cache<NodeFacts>,
+    /// Readiness: the claim.
+    pub podcidr: Guard,
+    /// Readiness: the datapath.
+    pub datapath_guard: Guard,
+    /// What is counted.
+    pub metrics: AgentMetrics,
+}
+
+impl Routine {
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        let kvstore = watch_etcd(self.ports.clone(), self.session.clone(), Arc::clone(&self.reports));
+        let follow = self.follow();
+        futures::join!(kvstore, follow);
+    }
+
+    async fn follow(&mut self) {
+        let mut sync = self.datapath.report();
+        loop {
+            let claim = self.claim.borrow_and_update().clone();
+            self.follow_claim(claim).await;
+            let report = sync.borrow_and_update().clone();
+            self.follow_datapath(&report);
+            self.endpoints.sweep().await;
+            self.measure().await;
+            *lock(&self.reports.kubernetes) = match self.node.failure() {
+                None => Component::new(ComponentState::Ok, "watched"),
+                Some(error) => Component::new(ComponentState::Failure, error.to_string()),
+            };
+            select_biased! {
+                changed = self.claim.changed().fuse() => if changed.is_err() { return },
+                changed = sync.changed().fuse() => if changed.is_err() { return },
+                () = tokio::time::sleep(INTERVAL).fuse() => {}
+            }
+        }
+    }
+
+    async fn follow_claim(&self, claim: ClaimReport) {
+        match &claim.problem {
+            None => self.podcidr.ready(),
+            Some(problem) => self.podcidr.not_ready(problem.clone()),
+        }
+        let blocks: BTreeSet<IpNet> = claim.confirmed.iter().chain(&claim.lost).map(ipnet_of).collect();
+        self.endpoints.serve(&claim.confirmed, claim.lost, claim.problem);
+        self.datapath
+            .edit(move |view| {
+                let mut local = view.local().clone();
+                local.local_cidrs = blocks;
+                view.set_local(local);
+            })
+            .await;
+    }
+
+    fn follow_datapath(&self, report: &SyncReport) {
+        if report.problem.is_empty() {
+            self.datapath_guard.ready();
+        } else {
+            self.datapath_guard.not_ready(report.problem.clone());
+        }
+        if !report.lost.is_empty() {
+            self.endpoints.lost(&report.lost);
+        }
+    }
+
+    async fn measure(&self) {
+        let nodes = self.datapath.look(|view| view.nodes().len()).await.unwrap_or_default();
+        let (endpoints, v4, v6) = self.endpoints.read(|state| {
+            let v4 = state.pool().all().filter(|(ip, _)| ip.is_ipv4()).count();
+            (state.iter().count(), v4, state.pool().all().count() - v4)
+        });
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.nodes.set(number(nodes));
+        self.metrics.endpoints.set(number(endpoints));
+        for (family, count) in [("ipv4", v4), ("ipv6", v6)] {
+            self.metrics.addresses.get_or_create(&FamilyLabel { family }).set(number(count));
+        }
+    }
+}
+
+async fn watch_etcd(ports: Ports, session: Session, reports: Arc<AgentReports>) {
+    let locks = Locks::new(session.clone());
+    let mut tracker = QuorumTracker::new(TOLERATED);
+    loop {
+        let component = match &ports.etcd {
+            Some(etcd) => match tracker.judge(&gather(etcd, &session, &locks).await) {
+                Health::Ok(line) => Component::new(ComponentState::Ok, line),
+                Health::Failure(line) => Component::new(ComponentState::Failure, line),
+            },
+            None => match session.report().last_error {
+                None => Component::new(ComponentState::Ok, "connected"),
+                Some(error) => Component::new(ComponentState::Failure, error),
+            },
+        };
+        *lock(&reports.kvstore) = component;
+        let nodes = reports.datapath.look(|view| view.nodes().len() + 1).await.unwrap_or(1);
+        tokio::time::sleep(tracker.interval(nodes)).await;
+    }
+}

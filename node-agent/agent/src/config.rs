@@ -1,0 +1,328 @@
+//! The agent's keys: Cilium's names and defaults (cilium-config ConfigMap of 1.20), plus the few of our own.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError, NodeName};
+use basal_datapath::plan::DEFAULT_TUNNEL_PORT;
+use basal_ipam::prefix::Family;
+use basal_objects::kube::KubeFlags;
+use basal_runtime::{
+    admin::ListenAddress,
+    config::{ConfigDirFlag, GoDuration, StringMap},
+    logging::LogFlags,
+};
+
+use crate::identity::filter::{FilterError, LabelFilter};
+
+/// basal-agent: connects the pods of this node
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "basal-agent", version)]
+pub struct AgentConfig {
+    /// Where the keys are.
+    #[command(flatten)]
+    pub config_dir: ConfigDirFlag,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogFlags,
+    /// Node and cluster.
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// The datapath.
+    #[command(flatten)]
+    pub datapath: DatapathFlags,
+    /// Identities.
+    #[command(flatten)]
+    pub identity: IdentityFlags,
+    /// etcd.
+    #[command(flatten)]
+    pub etcd: EtcdFlags,
+    /// The API server.
+    #[command(flatten)]
+    pub kubernetes: KubeFlags,
+    /// What is put on the node.
+    #[command(flatten)]
+    pub cni: CniFlags,
+    /// What is served.
+    #[command(flatten)]
+    pub serving: ServingFlags,
+}
+
+/// Which node this is, and of which cluster.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Node")]
+pub struct NodeFlags {
+    /// Name of the Node object
+    #[arg(long, env = "K8S_NODE_NAME")]
+    pub node_name: String,
+
+    /// Name of the cluster, unique in a mesh
+    #[arg(long, default_value = "default")]
+    pub cluster_name: String,
+
+    /// Number of the cluster, unique in a mesh; 0 outside of one
+    #[arg(long, default_value_t = 0)]
+    pub cluster_id: u8,
+
+    /// Give pods IPv4 addresses
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv4: bool,
+
+    /// Give pods IPv6 addresses
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv6: bool,
+
+    /// How long a pod's address rests before another pod gets it (Basal's own key)
+    #[arg(long, default_value = "30s")]
+    pub ip_release_delay: GoDuration,
+}
+
+/// The datapath.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Datapath")]
+pub struct DatapathFlags {
+    /// MTU of the underlay; 0 takes it from the node's device
+    #[arg(long, default_value_t = 0)]
+    pub mtu: u32,
+
+    /// UDP port of the tunnel; 0 for 8472
+    #[arg(long, default_value_t = 0)]
+    pub tunnel_port: u16,
+
+    /// Let pod traffic pass the host's network stack
+    #[arg(long, default_value_t = true)]
+    pub enable_host_legacy_routing: bool,
+
+    /// Masquerade IPv4 from pods to outside of the cluster
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv4_masquerade: bool,
+
+    /// Masquerade IPv6 from pods to outside of the cluster
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv6_masquerade: bool,
+
+    /// Folder of the BPF file system
+    #[arg(long, default_value = "/sys/fs/bpf", value_name = "FOLDER")]
+    pub bpf_root: PathBuf,
+
+    /// Where the host's /proc is: kernel parameters are written below it
+    #[arg(long, default_value = "/proc", value_name = "FOLDER")]
+    pub procfs: PathBuf,
+}
+
+/// Identities.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Identities")]
+pub struct IdentityFlags {
+    /// Patterns of labels that count for identities, [source:][!]pattern, separated by spaces
+    #[arg(long, default_value = "")]
+    pub labels: String,
+
+    /// File with patterns that replace the default ones
+    #[arg(long, value_name = "FILE")]
+    pub label_prefix_file: Option<PathBuf>,
+}
+
+/// etcd.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "etcd")]
+pub struct EtcdFlags {
+    /// Where records are kept; only etcd
+    #[arg(long, default_value = "etcd")]
+    pub kvstore: String,
+
+    /// etcd.config=FILE (endpoints, CA, certificate, key), or etcd.address=URL, and more
+    #[arg(long, default_value = "", value_name = "KEY=VALUE,…")]
+    pub kvstore_opt: StringMap,
+
+    /// How long leased keys outlive the agent, 25s to 24h
+    #[arg(long, default_value = "15m")]
+    pub kvstore_lease_ttl: GoDuration,
+}
+
+/// What is put on the node.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "CNI")]
+pub struct CniFlags {
+    /// Folder of sockets and of the journal
+    #[arg(long, default_value = "/var/run/cilium", value_name = "FOLDER")]
+    pub state_dir: PathBuf,
+
+    /// The plugin's executable that is installed; by default the one beside the agent's (Basal's own key)
+    #[arg(long, value_name = "FILE")]
+    pub cni_plugin: Option<PathBuf>,
+
+    /// Folder that the container runtime takes plugins from (Basal's own key)
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "FOLDER")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Configuration that is written for the container runtime once the agent is ready
+    #[arg(long, default_value = "/etc/cni/net.d/05-cilium.conflist", value_name = "FILE")]
+    pub write_cni_conf_when_ready: PathBuf,
+
+    /// Rename the configurations of other plugins
+    #[arg(long, default_value_t = true)]
+    pub cni_exclusive: bool,
+}
+
+/// What the agent serves.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Serving")]
+pub struct ServingFlags {
+    /// Port of the probes, on loopback
+    #[arg(long, default_value_t = 9879)]
+    pub agent_health_port: u16,
+
+    /// Address of the metrics; none without
+    #[arg(long, value_name = "HOST:PORT")]
+    pub prometheus_serve_addr: Option<ListenAddress>,
+}
+
+/// Why a configuration that parses cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A name or number is none.
+    #[error("{key}: {source}")]
+    Name {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        source: NameError,
+    },
+    /// No family is on.
+    #[error("enable-ipv4 and enable-ipv6 are both false: pods would have no address; set one to true")]
+    NoFamily,
+    /// Another store.
+    #[error("kvstore: {0:?} is not supported; set it to \"etcd\"")]
+    Kvstore(String),
+    /// The filter's keys.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The filter's file.
+    #[error("label-prefix-file: cannot read {path}: {source}")]
+    FilterFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The MTU.
+    #[error(
+        "mtu: {0} is too small: IPv6 needs 1280 bytes inside of a tunnel that takes up to 70; use 1350 or more, or 0"
+    )]
+    Mtu(u32),
+}
+
+/// A configuration that can be used.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The Node's name.
+    pub node: NodeName,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The families that pods have addresses of.
+    pub families: Vec<Family>,
+    /// How long addresses rest.
+    pub ip_release_delay: Duration,
+    /// MTU of the underlay; `None`: the device's.
+    pub mtu: Option<u32>,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// The datapath's keys.
+    pub datapath: DatapathFlags,
+    /// Which labels count.
+    pub filter: LabelFilter,
+    /// How long leased keys outlive the agent.
+    pub lease_ttl: Duration,
+    /// What is put on the node.
+    pub cni: CniFlags,
+}
+
+impl AgentConfig {
+    /// Checks what single keys cannot say.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn settings(&self) -> Result<Settings, SettingsError> {
+        let name = |key| move |source| SettingsError::Name { key, source };
+        let node = NodeName::new(self.node.node_name.clone()).map_err(name("node-name"))?;
+        let cluster_name = ClusterName::new(self.node.cluster_name.clone()).map_err(name("cluster-name"))?;
+        let cluster = Cluster::new(cluster_name, ClusterId::new(self.node.cluster_id)).map_err(name("cluster-id"))?;
+        let mut families = Vec::new();
+        families.extend(self.node.enable_ipv4.then_some(Family::V4));
+        families.extend(self.node.enable_ipv6.then_some(Family::V6));
+        if families.is_empty() {
+            return Err(SettingsError::NoFamily);
+        }
+        if self.etcd.kvstore != "etcd" {
+            return Err(SettingsError::Kvstore(self.etcd.kvstore.clone()));
+        }
+        let file = match &self.identity.label_prefix_file {
+            None => None,
+            Some(path) => Some(
+                fs::read_to_string(path).map_err(|source| SettingsError::FilterFile { path: path.clone(), source })?,
+            ),
+        };
+        let mtu = Some(self.datapath.mtu).filter(|mtu| *mtu != 0);
+        if let Some(mtu @ ..1350) = mtu {
+            return Err(SettingsError::Mtu(mtu));
+        }
+        Ok(Settings {
+            node,
+            cluster,
+            families,
+            ip_release_delay: self.node.ip_release_delay.0,
+            mtu,
+            tunnel_port: if self.datapath.tunnel_port == 0 { DEFAULT_TUNNEL_PORT } else { self.datapath.tunnel_port },
+            datapath: self.datapath.clone(),
+            filter: LabelFilter::new(file.as_deref(), &self.identity.labels)?,
+            lease_ttl: self.etcd.kvstore_lease_ttl.0,
+            cni: self.cni.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use basal_runtime::config::{ConfigError, REFUSALS, Sources, load};
+
+    use super::*;
+
+    fn sources(arguments: &[&str], environment: &[(&str, &str)]) -> Sources {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let arguments = ["basal-agent", "--node-name=n1"].iter().chain(arguments).map(Into::into).collect();
+        Sources { arguments, environment }
+    }
+
+    fn settings(arguments: &[&str]) -> Result<Settings, SettingsError> {
+        load::<AgentConfig>(&sources(arguments, &[]), REFUSALS).unwrap().config.settings()
+    }
+
+    #[test]
+    fn defaults_are_usable() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!((settings.tunnel_port, settings.mtu, settings.families.len()), (8472, None, 2));
+        assert!(settings.datapath.enable_host_legacy_routing);
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (arguments, part) in [
+            (&["--enable-ipv4=false", "--enable-ipv6=false"][..], "enable-ipv6"),
+            (&["--cluster-name=A"], "cluster-name"),
+            (&["--cluster-id=3"], "cluster-id"),
+            (&["--kvstore=none"], "kvstore"),
+            (&["--mtu=1000"], "mtu"),
+            (&["--labels=k8s:("], "labels"),
+        ] {
+            let message = settings(arguments).unwrap_err().to_string();
+            assert!(message.contains(part), "{arguments:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn encryption_stops_the_start_by_its_key() {
+        let refused = load::<AgentConfig>(&sources(&[], &[("CILIUM_ENABLE_WIREGUARD", "true")]), REFUSALS);
+        let Err(error @ ConfigError::Refused(_)) = refused else { panic!("it starts") };
+        assert!(error.to_string().contains("enable-wireguard"), "{error}");
+    }
+}

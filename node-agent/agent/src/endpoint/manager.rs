@@ -1,0 +1,683 @@
+//! Carries out what [`super::step`] says, one endpoint at a time, many endpoints at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use basal_cni::api::{
+    AddRequest, AddResult, AddressResult, AgentError, Attachment, CheckRequest, DelRequest, InterfaceResult,
+    RouteResult,
+};
+use basal_crds::{
+    directory::Directory,
+    identity::IdentityId,
+    kvstore::{IpRecord, IpTarget, NamedPort},
+    labels::Labels,
+};
+use basal_datapath::{
+    names::{IfName, IfNameError},
+    plan::{Endpoint, Routers},
+    state::{PodAddress, PodSide},
+};
+use basal_ipam::prefix::PodCidr;
+use basal_runtime::{env::SharedEnv, outcome::Outcome, reason::Reason, sync::lock};
+use futures::{FutureExt, select_biased};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    record::{EndpointId, EndpointRecord, Phase},
+    restore::Restored,
+    state::{ReserveError, Slot, State},
+    step::{Seen, Step, next},
+};
+use crate::{
+    identity::labels,
+    journal::{Journal, JournalError, JournalKey},
+    mac::MacAddr,
+    sync::{AttachError, Datapath},
+};
+
+/// How long an ADD that waits for an address looks again without being told: a rest that ends tells nobody.
+const ADDRESS_PAUSE: Duration = Duration::from_secs(1);
+/// How long the identity of a pod is waited for before its endpoint starts as reserved:init.
+const IDENTITY_WAIT: Duration = Duration::from_secs(10);
+
+/// What is fixed for all endpoints of a run.
+#[derive(Debug, Clone)]
+pub struct EndpointsOptions {
+    /// The pods' gateways.
+    pub routers: Routers,
+    /// MTU of the pods' interfaces in bytes.
+    pub device_mtu: u32,
+    /// MTU of the pods' default routes in bytes.
+    pub route_mtu: u32,
+    /// The address that other nodes tunnel to; ip records name it.
+    pub host_ip: IpAddr,
+    /// The boot that this is.
+    pub boot_id: String,
+}
+
+/// Why an endpoint could not be added or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// No new pods: the claim to the block is gone.
+    #[error("{0}")]
+    Refused(String),
+    /// No address, and waiting does not help.
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
+    /// The runtime no longer waits.
+    #[error("the container runtime gave up waiting; last reason: {0}")]
+    GivenUp(String),
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Whether the journal was written is not known.
+    #[error("journal: {0}; whether the record outlives a crash is not known")]
+    JournalUnknown(String),
+    /// The datapath refused.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The interface's name inside the container is none.
+    #[error(transparent)]
+    Name(#[from] IfNameError),
+    /// A removal was asked for while the ADD was under way.
+    #[error("{0} was deleted while it was being added")]
+    Overtaken(Attachment),
+}
+
+impl AddError {
+    /// The reason for events and metrics.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        const REFUSED: Reason = Reason::new("PodCIDRLost");
+        const ADDRESS: Reason = Reason::new("NoAddress");
+        const GIVEN_UP: Reason = Reason::new("RuntimeGaveUp");
+        const JOURNAL: Reason = Reason::new("JournalUnwritable");
+        const NAME: Reason = Reason::new("InterfaceNameInvalid");
+        const OVERTAKEN: Reason = Reason::new("DeletedMeanwhile");
+        match self {
+            Self::Refused(_) => REFUSED,
+            Self::Reserve(_) => ADDRESS,
+            Self::GivenUp(_) => GIVEN_UP,
+            Self::Journal(_) | Self::JournalUnknown(_) => JOURNAL,
+            Self::Attach(error) => error.reason(),
+            Self::Name(_) => NAME,
+            Self::Overtaken(_) => OVERTAKEN,
+        }
+    }
+}
+
+impl From<AddError> for AgentError {
+    fn from(error: AddError) -> Self {
+        let message = error.to_string();
+        match error {
+            AddError::Reserve(refusal) if !refusal.is_temporary() => {
+                Self::Invalid { field: "runtimeConfig.ips".to_owned(), message }
+            }
+            AddError::Name(_) => Self::Invalid { field: "CNI_IFNAME".to_owned(), message },
+            AddError::Refused(_) | AddError::GivenUp(_) | AddError::Reserve(_) | AddError::Overtaken(_) => {
+                Self::TryAgain { message }
+            }
+            AddError::Attach(AttachError::Refused(refusal)) if !refusal.is_retryable() => Self::Failed { message },
+            AddError::Journal(_) | AddError::JournalUnknown(_) | AddError::Attach(_) => Self::TryAgain { message },
+        }
+    }
+}
+
+/// What is known of a pod, for the records of its endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodDetails {
+    /// `spec.serviceAccountName`.
+    pub service_account: String,
+    /// The ports with names.
+    pub named_ports: Vec<NamedPort>,
+}
+
+/// All endpoints of this node.
+#[derive(Clone)]
+pub struct Endpoints {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    env: SharedEnv,
+    journal: Arc<dyn Journal>,
+    directory: Arc<dyn Directory>,
+    datapath: Datapath,
+    options: EndpointsOptions,
+    began: Instant,
+    state: Mutex<State>,
+    details: Mutex<BTreeMap<JournalKey, PodDetails>>,
+    /// `None` while addresses may be given out.
+    problem: Mutex<Option<String>>,
+    /// Blocks that were this node's and are no more.
+    lost: Mutex<BTreeSet<PodCidr>>,
+    /// One at a time for each endpoint.
+    turns: Mutex<BTreeMap<JournalKey, Arc<tokio::sync::Mutex<()>>>>,
+    /// Addresses became free, or blocks changed.
+    freed: Notify,
+    /// Raised with each change of an endpoint: for those who publish.
+    version: watch::Sender<u64>,
+}
+
+impl Endpoints {
+    /// Takes over `state`, which already holds what a start found (see [`Endpoints::adopt`]).
+    #[must_use]
+    pub fn new(
+        env: SharedEnv,
+        journal: Arc<dyn Journal>,
+        directory: Arc<dyn Directory>,
+        datapath: Datapath,
+        options: EndpointsOptions,
+        state: State,
+        began: Instant,
+    ) -> Self {
+        let inner = Inner {
+            env,
+            journal,
+            directory,
+            datapath,
+            options,
+            began,
+            state: Mutex::new(state),
+            details: Mutex::default(),
+            problem: Mutex::new(None),
+            lost: Mutex::default(),
+            turns: Mutex::default(),
+            freed: Notify::new(),
+            version: watch::Sender::new(0),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Looks at all endpoints.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&lock(&self.inner.state))
+    }
+
+    /// Tells of each change of an endpoint.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.version.subscribe()
+    }
+
+    /// The time that the address pool counts in.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.inner.began.elapsed()
+    }
+
+    /// Says which blocks addresses come from, which were this node's and are no more, and why no new pods are served if
+    /// that is so. Records of addresses in lost blocks are withdrawn, and come back when the blocks do.
+    pub fn serve(&self, confirmed: &BTreeSet<PodCidr>, lost: BTreeSet<PodCidr>, problem: Option<String>) {
+        let announced: Vec<_> = {
+            let mut state = lock(&self.inner.state);
+            state.serve(confirmed);
+            let announced = state.iter().filter(|(_, slot)| slot.announced);
+            announced.filter_map(|(key, slot)| Some((key.clone(), slot.record.clone()?))).collect()
+        };
+        *lock(&self.inner.problem) = problem;
+        let before = std::mem::replace(&mut *lock(&self.inner.lost), lost.clone());
+        if before != lost {
+            for (key, record) in announced {
+                self.announce(&key, &record);
+            }
+        }
+        self.inner.freed.notify_waiters();
+    }
+
+    /// Finishes what a start found: removes what is to be removed, announces what lives on.
+    pub async fn adopt(&self, restored: &Restored) {
+        for key in &restored.void {
+            if let Outcome::Refused(error) = self.inner.journal.remove(key).await {
+                tracing::warn!(%key, %error, "an unreadable record without an endpoint stays");
+            }
+        }
+        for key in restored.kept.keys() {
+            let _turn = self.turn(key).await;
+            if let Err(error) = self.run(key, Phase::Committed).await {
+                tracing::warn!(%key, %error, "an endpoint from before the restart");
+            }
+        }
+        for key in restored.removed.keys() {
+            self.remove_key(key).await;
+        }
+    }
+
+    /// ADD. With `given_up` it ends at its next waiting point, and leaves nothing behind.
+    ///
+    /// # Errors
+    /// See [`AddError`]; nothing is left behind then, or is left to [`Endpoints::sweep`].
+    pub async fn add(&self, request: &AddRequest, given_up: &CancellationToken) -> Result<AddResult, AddError> {
+        let key = JournalKey::of(&request.attachment);
+        let _turn = self.turn(&key).await;
+        if self.read(|state| state.get(&key).is_some()) {
+            // The runtime asks anew for what it has: what there is belongs to an ADD whose answer it never saw.
+            self.run(&key, Phase::Removing).await?;
+        }
+        let (id, addresses) = self.reserve(&key, &request.ips, given_up).await?;
+        let random = || MacAddr::from_random(self.inner.env.random_u64());
+        let record = EndpointRecord {
+            id,
+            attachment: request.attachment.clone(),
+            pod: request.pod.clone(),
+            netns: request.netns.clone(),
+            addresses,
+            mac: random(),
+            host_mac: random(),
+            identity: IdentityId::INIT,
+            labels: labels::reserved("init").map(|labels| labels.canonical()).unwrap_or_default(),
+            phase: Phase::Adding,
+            boot_id: self.inner.options.boot_id.clone(),
+        };
+        let slot = Slot {
+            id,
+            addresses,
+            record: Some(record.clone()),
+            journal: None,
+            connected: false,
+            announced: false,
+            reference: None,
+        };
+        lock(&self.inner.state).insert(key.clone(), slot);
+        self.touch();
+        if request.pod.is_some() {
+            self.wait_for_identity(&key, given_up).await;
+        }
+        let mut added = self.run(&key, Phase::Adding).await;
+        if added.is_ok() && given_up.is_cancelled() {
+            added = Err(AddError::GivenUp("the datapath was being set up".to_owned()));
+        }
+        match added {
+            Ok(()) => Ok(self.result(&record)),
+            Err(error) => {
+                tracing::warn!(attachment = %request.attachment, %error, "ADD is undone");
+                if let Err(again) = self.run(&key, Phase::Removing).await {
+                    tracing::warn!(attachment = %request.attachment, error = %again, "it is undone later");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The runtime has the result.
+    ///
+    /// # Errors
+    /// The endpoint was removed meanwhile, or the journal cannot be written.
+    pub async fn commit(&self, attachment: &Attachment) -> Result<(), AddError> {
+        let key = JournalKey::of(attachment);
+        let _turn = self.turn(&key).await;
+        let adding = self.read(|state| {
+            state.get(&key).and_then(|slot| slot.record.as_ref()).is_some_and(|record| record.phase == Phase::Adding)
+        });
+        if !adding {
+            return Err(AddError::Overtaken(attachment.clone()));
+        }
+        self.run(&key, Phase::Committed).await
+    }
+
+    /// DEL, and the end of an ADD whose result was not acknowledged.
+    ///
+    /// # Errors
+    /// See [`AddError`]; [`Endpoints::sweep`] goes on with it.
+    pub async fn del(&self, request: &DelRequest) -> Result<(), AddError> {
+        let key = JournalKey::of(&request.attachment);
+        let _turn = self.turn(&key).await;
+        if self.read(|state| state.get(&key).is_none()) {
+            // A record that was not taken over at the start may be there nevertheless.
+            return self.journal_answer(&key, None, self.inner.journal.remove(&key).await);
+        }
+        self.run(&key, Phase::Removing).await
+    }
+
+    /// GC.
+    ///
+    /// # Errors
+    /// The first removal that failed; the others were carried out.
+    pub async fn collect(&self, valid: &BTreeSet<Attachment>) -> Result<BTreeSet<Attachment>, AddError> {
+        let mut removed = BTreeSet::new();
+        let mut failed = None;
+        for key in self.read(|state| state.orphans(valid)) {
+            let _turn = self.turn(&key).await;
+            let attachment = self.read(|state| Some(state.get(&key)?.record.as_ref()?.attachment.clone()));
+            match self.run(&key, Phase::Removing).await {
+                Ok(()) => removed.extend(attachment),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(removed), Err)
+    }
+
+    /// CHECK.
+    ///
+    /// # Errors
+    /// What is missing or different.
+    pub async fn check(&self, request: &CheckRequest) -> Result<(), AgentError> {
+        let key = JournalKey::of(&request.attachment);
+        let found = self.read(|state| state.get(&key).map(|slot| (slot.id, slot.addresses, slot.connected)));
+        let Some((id, addresses, connected)) = found else {
+            let message = format!("there is no endpoint for {}", request.attachment);
+            return Err(AgentError::UnknownAttachment { message });
+        };
+        let damaged = |message: String| Err(AgentError::Damaged { message });
+        for wanted in &request.addresses {
+            if !addresses.iter().any(|ip| ip == wanted.addr()) {
+                return damaged(format!("address {wanted} is not one of endpoint {id}'s"));
+            }
+        }
+        if !connected {
+            return damaged(format!("the interface {key} of endpoint {id} is gone"));
+        }
+        match self.inner.datapath.verify(id).await {
+            Ok(differences) if differences.is_empty() => Ok(()),
+            Ok(differences) => damaged(format!("endpoint {id}: {}; the agent mends it", differences.join(", "))),
+            Err(error) => Err(AgentError::TryAgain { message: error.to_string() }),
+        }
+    }
+
+    /// Goes on with removals that failed.
+    pub async fn sweep(&self) {
+        let removing = |slot: &Slot| {
+            slot.journal == Some(Phase::Removing)
+                || slot.record.as_ref().is_some_and(|record| record.phase == Phase::Removing)
+        };
+        let keys: Vec<_> =
+            self.read(|state| state.iter().filter(|(_, slot)| removing(slot)).map(|(key, _)| key.clone()).collect());
+        for key in keys {
+            self.remove_key(&key).await;
+        }
+    }
+
+    /// Interfaces that went away without a DEL.
+    pub fn lost(&self, ids: &BTreeSet<EndpointId>) {
+        let mut state = lock(&self.inner.state);
+        let keys: Vec<_> =
+            state.iter().filter(|(_, slot)| ids.contains(&slot.id)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if let Some(slot) = state.get_mut(&key) {
+                slot.connected = false;
+            }
+        }
+        drop(state);
+        self.touch();
+    }
+
+    /// An endpoint's identity is known, or is another one. `reference` was allocated by the caller, who hands it over.
+    pub async fn identify(&self, key: &JournalKey, identity: IdentityId, reference: Labels, details: PodDetails) {
+        let journaled = {
+            let mut state = lock(&self.inner.state);
+            let slot =
+                state.get_mut(key).filter(|slot| slot.record.as_ref().is_some_and(|r| r.phase != Phase::Removing));
+            let Some(slot) = slot else {
+                return self.inner.directory.release_identity(&reference);
+            };
+            if let Some(record) = &mut slot.record {
+                record.identity = identity;
+                record.labels = reference.canonical();
+            }
+            if let Some(held) = slot.reference.replace(reference) {
+                self.inner.directory.release_identity(&held);
+            }
+            lock(&self.inner.details).insert(key.clone(), details);
+            slot.journal.is_some()
+        };
+        self.touch();
+        // An ADD that waits for its identity has its turn, and goes on with what was just noted.
+        if journaled {
+            let _turn = self.turn(key).await;
+            self.write_identity(key).await;
+        }
+    }
+
+    async fn write_identity(&self, key: &JournalKey) {
+        let record = self.read(|state| state.get(key).and_then(|slot| slot.record.clone()));
+        let Some(record) = record.filter(|record| record.phase != Phase::Removing) else { return };
+        // The journal's identity only serves the moment after a restart; the next write makes up for a failed one.
+        if let Outcome::Refused(error) = self.inner.journal.put(&record).await {
+            tracing::warn!(%key, %error, "the new identity is not in the journal");
+        }
+        let (id, identity) = (record.id, record.identity);
+        self.inner.datapath.edit(move |view| view.set_identity(id, identity)).await;
+        self.announce(key, &record);
+        self.touch();
+    }
+
+    /// What was noted of an endpoint's pod.
+    #[must_use]
+    pub fn details(&self, key: &JournalKey) -> PodDetails {
+        lock(&self.inner.details).get(key).cloned().unwrap_or_default()
+    }
+
+    fn touch(&self) {
+        self.inner.version.send_modify(|version| *version += 1);
+    }
+
+    async fn turn(&self, key: &JournalKey) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = lock(&self.inner.turns);
+            // Those that nobody holds or waits for go, so that the map does not grow with every pod that ever was.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(key.clone()).or_default())
+        };
+        turn.lock_owned().await
+    }
+
+    async fn remove_key(&self, key: &JournalKey) {
+        let _turn = self.turn(key).await;
+        if let Err(error) = self.run(key, Phase::Removing).await {
+            tracing::warn!(%key, %error, "the endpoint is not gone yet; it is tried again");
+        }
+    }
+
+    async fn reserve(
+        &self,
+        key: &JournalKey,
+        wanted: &[IpAddr],
+        given_up: &CancellationToken,
+    ) -> Result<(EndpointId, super::record::Addresses), AddError> {
+        loop {
+            let freed = self.inner.freed.notified();
+            if let Some(problem) = lock(&self.inner.problem).clone() {
+                return Err(AddError::Refused(problem));
+            }
+            let now = self.now();
+            let reserved = lock(&self.inner.state).reserve(key, wanted, now);
+            let refusal = match reserved {
+                Ok(place) => return Ok(place),
+                Err(refusal) if !refusal.is_temporary() => return Err(refusal.into()),
+                Err(refusal) => refusal,
+            };
+            tracing::info!(%key, %refusal, "ADD waits");
+            select_biased! {
+                () = given_up.cancelled().fuse() => return Err(AddError::GivenUp(refusal.to_string())),
+                () = freed.fuse() => {}
+                () = tokio::time::sleep(ADDRESS_PAUSE).fuse() => {}
+            }
+        }
+    }
+
+    async fn wait_for_identity(&self, key: &JournalKey, given_up: &CancellationToken) {
+        let mut changes = self.changes();
+        let known = async {
+            loop {
+                changes.mark_unchanged();
+                if self.read(|state| state.get(key).is_none_or(|slot| slot.reference.is_some())) {
+                    return;
+                }
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        select_biased! {
+            () = given_up.cancelled().fuse() => {}
+            () = known.fuse() => {}
+            () = tokio::time::sleep(IDENTITY_WAIT).fuse() => {
+                tracing::warn!(%key, "no identity yet; the endpoint starts as reserved:init");
+            }
+        }
+    }
+
+    fn seen(&self, key: &JournalKey) -> Seen {
+        self.read(|state| state.get(key).map_or(Seen::NOTHING, Slot::seen))
+    }
+
+    /// Carries out steps until the goal is reached. The caller has the endpoint's turn.
+    async fn run(&self, key: &JournalKey, goal: Phase) -> Result<(), AddError> {
+        if let Some(record) = lock(&self.inner.state).get_mut(key).and_then(|slot| slot.record.as_mut()) {
+            record.phase = record.phase.max(goal);
+        }
+        while let Some(step) = next(goal, &self.seen(key)) {
+            tracing::debug!(%key, ?step, "endpoint");
+            self.carry_out(key, step).await?;
+            self.touch();
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&self, key: &JournalKey, step: Step) -> Result<(), AddError> {
+        let Some(slot) = self.read(|state| state.get(key).cloned()) else { return Ok(()) };
+        let change = |change: fn(&mut Slot)| {
+            if let Some(slot) = lock(&self.inner.state).get_mut(key) {
+                change(slot);
+            }
+        };
+        match (step, &slot.record) {
+            (Step::Record(phase), Some(record)) => {
+                let record = EndpointRecord { phase, ..record.clone() };
+                self.journal_answer(key, Some(phase), self.inner.journal.put(&record).await)?;
+            }
+            // A record that cannot be read cannot be rewritten: the removal goes on without the note.
+            (Step::Record(phase), None) => {
+                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
+                    slot.journal = Some(phase);
+                }
+            }
+            (Step::Connect, Some(record)) => {
+                self.inner.datapath.attach(record.id, endpoint(record, &self.inner.options)?).await?;
+                change(|slot| slot.connected = true);
+            }
+            (Step::Announce, Some(record)) => self.announce(key, record),
+            // Its records live on under an earlier run's lease, if at all.
+            (Step::Connect | Step::Announce, None) => change(|slot| slot.announced = true),
+            (Step::Withdraw, _) => {
+                for ip in slot.addresses.iter() {
+                    self.inner.directory.withdraw_ip(IpTarget::Host(ip));
+                }
+                change(|slot| slot.announced = false);
+            }
+            (Step::Disconnect, _) => {
+                self.inner.datapath.detach(slot.id).await?;
+                change(|slot| slot.connected = false);
+            }
+            (Step::Forget, _) => {
+                self.journal_answer(key, None, self.inner.journal.remove(key).await)?;
+            }
+            (Step::Release, _) => {
+                if let Some(labels) = &slot.reference {
+                    self.inner.directory.release_identity(labels);
+                }
+                let now = self.now();
+                lock(&self.inner.state).release(key, now);
+                lock(&self.inner.details).remove(key);
+                self.inner.freed.notify_waiters();
+            }
+        }
+        Ok(())
+    }
+
+    fn journal_answer(
+        &self,
+        key: &JournalKey,
+        phase: Option<Phase>,
+        answer: Outcome<(), JournalError>,
+    ) -> Result<(), AddError> {
+        match answer {
+            Outcome::Done(()) => {
+                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
+                    slot.journal = phase;
+                }
+                Ok(())
+            }
+            Outcome::Refused(error) => Err(error.into()),
+            Outcome::Unknown(why) => Err(AddError::JournalUnknown(why)),
+        }
+    }
+
+    fn announce(&self, key: &JournalKey, record: &EndpointRecord) {
+        let details = lock(&self.inner.details).get(key).cloned().unwrap_or_default();
+        let lost = lock(&self.inner.lost).clone();
+        for ip in record.addresses.iter() {
+            if lost.iter().any(|block| block.contains_address(ip)) {
+                self.inner.directory.withdraw_ip(IpTarget::Host(ip));
+                continue;
+            }
+            let mut out = IpRecord::new(IpTarget::Host(ip), self.inner.options.host_ip, record.identity);
+            if let Some(pod) = &record.pod {
+                out.namespace.clone_from(&pod.namespace);
+                out.pod_name.clone_from(&pod.name);
+            }
+            out.service_account.clone_from(&details.service_account);
+            out.named_ports.clone_from(&details.named_ports);
+            self.inner.directory.publish_ip(&out);
+        }
+        if let Some(slot) = lock(&self.inner.state).get_mut(key) {
+            slot.announced = true;
+        }
+    }
+
+    fn result(&self, record: &EndpointRecord) -> AddResult {
+        let options = &self.inner.options;
+        let interface =
+            |name: String, mac: MacAddr| InterfaceResult { name, mac: mac.to_string(), mtu: options.device_mtu };
+        let mut addresses = Vec::new();
+        let mut routes = Vec::new();
+        for ip in record.addresses.iter() {
+            let Some(gateway) = options.routers.for_family_of(ip) else { continue };
+            let everything = match ip {
+                IpAddr::V4(_) => IpNet::from(Ipv4Net::default()),
+                IpAddr::V6(_) => IpNet::from(Ipv6Net::default()),
+            };
+            addresses.push(AddressResult { address: ip.into(), gateway });
+            routes.push(RouteResult { dst: gateway.into(), gateway: None, mtu: None });
+            routes.push(RouteResult { dst: everything, gateway: Some(gateway), mtu: Some(options.route_mtu) });
+        }
+        AddResult {
+            host: interface(record.host_interface(), record.host_mac),
+            container: interface(record.attachment.ifname.clone(), record.mac),
+            netns: record.netns.clone(),
+            addresses,
+            routes,
+        }
+    }
+}
+
+/// The endpoint of a record, as the datapath wants it.
+///
+/// # Errors
+/// The interface's name inside the container is none.
+pub fn endpoint(record: &EndpointRecord, options: &EndpointsOptions) -> Result<Endpoint, IfNameError> {
+    let address = |ip| Some(PodAddress { ip, gateway: options.routers.for_family_of(ip)? });
+    Ok(Endpoint {
+        link: IfName::new(record.host_interface())?,
+        pod: PodSide {
+            netns: PathBuf::from(&record.netns),
+            name: IfName::new(record.attachment.ifname.clone())?,
+            mac: record.mac.0,
+            host_mac: record.host_mac.0,
+            addresses: record.addresses.iter().filter_map(address).collect(),
+            route_mtu: options.route_mtu,
+        },
+        identity: record.identity.get(),
+    })
+}

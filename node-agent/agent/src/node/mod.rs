@@ -1,0 +1,6 @@
+//! This node: its registration as CiliumNode, and its claim to its blocks.
+
+pub mod claim;
+pub mod facts;
+pub mod registration;
+pub mod watch;

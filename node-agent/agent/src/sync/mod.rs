@@ -1,0 +1,10 @@
+//! Keeps the kernel as the view wants it.
+//!
+//! [`core::Core`] decides: it holds the view and what the kernel is believed to hold, and says which ops lead from the
+//! one to the other, after an event for what the event touched, and on a timer for everything, against what the kernel
+//! really holds. [`task`] carries them out, one after another: it is the only writer of the node's datapath.
+
+pub mod core;
+pub mod task;
+
+pub use task::{AttachError, Datapath, SyncReport};
