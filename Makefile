@@ -7,15 +7,30 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test fmt lint crds advisories
+.PHONY: help setup demo demo-env demo-down test fmt lint crds advisories
+
+# Clusters on this machine. `make demo` and its siblings share one that is called demo.
+E2E = cargo run --quiet --package basal-e2e --
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: ## install and build what this machine lacks (Debian packages, BPF toolchain, Kubernetes parts, images)
+setup: ## install and build what this machine lacks: Debian packages, BPF toolchain, Kubernetes parts, images (needs root)
 	cargo xtask setup
 
-test: setup ## run every check and test; the last line is the totals
+demo: ## boot a Kubernetes cluster with Basal on this machine and show pods talking across nodes (needs root)
+	cargo xtask setup --profile release
+	$(E2E) down --name demo
+	$(E2E) up --name demo
+	@$(E2E) demo --name demo
+
+demo-env: ## print shell assignments that point other tools at the demo, for eval
+	@$(E2E) env --name demo
+
+demo-down: ## take the demo's cluster down and prove that nothing is left of it
+	$(E2E) down --name demo
+
+test: setup ## run every check and test (needs root); the last lines are the time of each rung and the totals
 	@cargo xtask test
 
 fmt: ## format the code

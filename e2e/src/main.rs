@@ -1,5 +1,7 @@
 //! `basal-e2e`: clusters on this machine, from the command line.
 
+mod demo;
+
 use std::io::{Write, stdout};
 use std::process::{Command, ExitCode};
 
@@ -59,6 +61,11 @@ enum Action {
         /// The node.
         node: String,
     },
+    /// Show what Basal does in a running cluster: two pods, a ping, the packet on the wire.
+    Demo {
+        #[command(flatten)]
+        name: Name,
+    },
     /// Write logs, objects, etcd keys, maps and routes into a folder and print its path.
     Collect {
         #[command(flatten)]
@@ -97,7 +104,7 @@ fn run(action: Action) -> anyhow::Result<()> {
         Action::Up { name: Name { name }, nodes, cni, values } => {
             let values = serde_json::from_str(&values).context("--values is not JSON")?;
             let options = Options { name, nodes, cni, basal: BasalOptions { values } };
-            cluster::up(&options).map(drop).map_err(|error| collected(&options.name, error))
+            cluster::up(&options).map(drop).map_err(|error| collected("the start", &options.name, error))
         }
         Action::Down { name: Name { name }, all } => {
             let names = if all { cluster::all_names()? } else { vec![name] };
@@ -106,20 +113,24 @@ fn run(action: Action) -> anyhow::Result<()> {
         Action::Env { name: Name { name } } => print(&Cluster::open(&name)?.environment()?),
         Action::AddNode { name: Name { name }, node } => Cluster::open(&name)?.add_nodes(&[node]),
         Action::RemoveNode { name: Name { name }, node } => Cluster::open(&name)?.remove_node(&node, true),
+        Action::Demo { name: Name { name } } => {
+            let cluster = Cluster::open(&name).context("start it with `basal-e2e up`")?;
+            demo::run(&cluster).map_err(|error| collected("the demo", &name, error))
+        }
         Action::Collect { name: Name { name } } => print(&format!("{}\n", Cluster::open(&name)?.collect()?.display())),
         Action::List => cluster::all_names()?.iter().try_for_each(|name| print(&format!("{name}\n"))),
         Action::Test { arguments } => test(&arguments),
     }
 }
 
-/// Adds where to look to the error of a start that failed; the cluster stays for whoever wants to look inside.
-fn collected(name: &ClusterName, error: anyhow::Error) -> anyhow::Error {
+/// Adds where to look to the error of what failed; the cluster stays for whoever wants to look inside.
+fn collected(what: &str, name: &ClusterName, error: anyhow::Error) -> anyhow::Error {
     match Cluster::open(name).and_then(|cluster| cluster.collect()) {
         Ok(folder) => error.context(format!(
-            "the start failed; logs, objects and maps are in {}; `basal-e2e down --name {name}` cleans up",
+            "{what} failed; logs, objects and maps are in {}; `basal-e2e down --name {name}` cleans up",
             folder.display()
         )),
-        Err(nothing) => error.context(format!("the start failed, and collecting its logs too: {nothing:#}")),
+        Err(nothing) => error.context(format!("{what} failed, and collecting its logs too: {nothing:#}")),
     }
 }
 
