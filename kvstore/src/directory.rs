@@ -142,15 +142,19 @@ fn read_identity(kv: &KeyValue) -> Result<(IdentityId, Labels), String> {
 impl Directory for EtcdDirectory {
     fn nodes(&self) -> Changes<NodeId, NodeRecord> {
         let key_of = |key: &str| keys::parse_node(key).ok();
-        follow(&self.session, self.list_watch(keys::NODES_PREFIX), Patience::Always, read_node, key_of, |_| {})
+        follow(&self.session, self.list_watch(keys::NODES_PREFIX), Patience::Always, read_node, key_of, |_, _| {})
     }
 
     fn ips(&self) -> Changes<IpTarget, IpRecord> {
         let session = self.session.clone();
         let key_of = |key: &str| keys::parse_ip_target(key).ok();
         // A record of ours that somebody else deleted comes back.
-        let gone = move |key: &str| session.rewrite(key);
-        follow(&self.session, self.list_watch(keys::IPS_PREFIX), Patience::AfterLoss, read_ip, key_of, gone)
+        let seen = move |key: &str, found: Option<(&IpTarget, &IpRecord)>| {
+            if found.is_none() {
+                session.rewrite(key);
+            }
+        };
+        follow(&self.session, self.list_watch(keys::IPS_PREFIX), Patience::AfterLoss, read_ip, key_of, seen)
     }
 
     fn identities(&self) -> Changes<IdentityId, Labels> {
@@ -222,14 +226,15 @@ impl Identities {
         let what = ListWatch { prefix: keys::IDENTITY_IDS_PREFIX.to_owned(), page_size };
         let key_of = |key: &str| keys::parse_identity(key).ok();
         let this = Arc::clone(&self);
-        // For allocation an identity is gone at once, however long the followers have to wait for the news.
-        let gone = move |key: &str| {
-            if let Ok(id) = keys::parse_identity(key) {
+        let seen = move |key: &str, found: Option<(&IdentityId, &Labels)>| match (found, keys::parse_identity(key)) {
+            (Some((id, labels)), _) => this.store.learn(*id, labels.clone()),
+            (None, Ok(id)) => {
                 this.store.forget(id);
                 this.lost.notify_one();
             }
+            (None, Err(_)) => {}
         };
-        let mut changes = follow(&session, what, Patience::AfterLoss, read_identity, key_of, gone).fuse();
+        let mut changes = follow(&session, what, Patience::AfterLoss, read_identity, key_of, seen).fuse();
         loop {
             let refresh = tokio::time::sleep(IDENTITY_REFRESH).fuse();
             let lost = self.lost.notified().fuse();
@@ -249,8 +254,7 @@ impl Identities {
     fn tell(&self, change: Change<IdentityId, Labels>) {
         let mut followers = lock(&self.followers);
         match &change {
-            Change::Upsert(id, labels) => self.store.learn(*id, labels.clone()),
-            Change::Delete(_) => {}
+            Change::Upsert(..) | Change::Delete(_) => {}
             Change::InSync => {
                 (followers.was_listed, followers.in_sync) = (true, true);
                 self.listed.notify_waiters();

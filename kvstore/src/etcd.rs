@@ -328,8 +328,14 @@ impl Watching {
     async fn next(self) -> Step {
         match self {
             Self::Opening { kv, prefix, from } => match kv.open_watch(&prefix, from).await {
+                // The watch would wait, in silence, until the store's revision has come so far again.
+                Ok((_, header)) if header.revision < from - 1 => {
+                    let why = format!("the store is at revision {}, before {from}: it was restored", header.revision);
+                    Some((Err(KvError::Unavailable(why)), Self::Ended))
+                }
                 Ok((stream, header)) => {
-                    let header = Header { revision: from - 1, ..header };
+                    let delivered = if from > 0 { from - 1 } else { header.revision };
+                    let header = Header { revision: delivered, ..header };
                     Some((Ok(WatchBatch { header, events: Vec::new() }), Self::Open { stream: Box::new(stream), from }))
                 }
                 Err(failed) => Some((Err(failed.into_error(from, 0)), Self::Ended)),

@@ -282,7 +282,8 @@ pub trait Kv: Send + Sync + 'static {
     async fn txn(&self, txn: Txn) -> Outcome<TxnAnswer, KvRefusal>;
 
     /// Follows every change of the keys with a prefix from a revision on, that one included. The stream ends after
-    /// its first error; `Compacted` means that the caller has to list again.
+    /// its first error; `Compacted` means that the caller has to list again, and `Unavailable` may mean that the
+    /// revision lies beyond the store's next one, because an older snapshot was restored.
     fn watch(&self, prefix: &str, from: Revision) -> BoxStream<'static, Result<WatchBatch, KvError>>;
 
     /// Asks for a lease.

@@ -135,7 +135,10 @@ impl Follower {
                 Phase::Watch { stream, since } => {
                     let since = *since;
                     match stream.next().await {
-                        Some(Ok(batch)) => self.changed(batch),
+                        Some(Ok(batch)) if self.is_same_store(&batch) => self.changed(batch),
+                        Some(Ok(_)) => {
+                            Some(self.interrupted(KvError::Unavailable("etcd was replaced by another".to_owned())))
+                        }
                         end => {
                             if since.elapsed() >= GOOD_WATCH {
                                 self.failures.reset();
@@ -150,6 +153,10 @@ impl Follower {
                 return Some((update, self));
             }
         }
+    }
+
+    fn is_same_store(&self, batch: &WatchBatch) -> bool {
+        self.store.is_none_or(|store| store.cluster_id == batch.header.cluster_id)
     }
 
     fn interrupted(&mut self, error: KvError) -> Update {
@@ -190,7 +197,8 @@ impl Follower {
 
 /// Deletions that wait, because the thing may come back: another writer may be restarting, or the store was emptied.
 ///
-/// While the source holds nothing at all no deletion falls due; the wait starts again when the source has come back.
+/// While the source holds nothing at all no deletion falls due; [`Self::restart`] starts the wait again when it has come
+/// back.
 #[derive(Debug, Clone)]
 pub struct DelayedDeletes<K> {
     delay: Duration,
@@ -212,6 +220,13 @@ impl<K: Ord + Clone> DelayedDeletes<K> {
     /// It is back: true when it was waiting.
     pub fn cancel(&mut self, key: &K) -> bool {
         self.waiting.remove(key).is_some()
+    }
+
+    /// The source has come back from having nothing: every wait starts anew.
+    pub fn restart(&mut self, now: Instant) {
+        for due in self.waiting.values_mut() {
+            *due = now + self.delay;
+        }
     }
 
     /// Whether anything waits.
@@ -268,8 +283,9 @@ mod tests {
         let at = |s| start + Duration::from_secs(s);
         deletes.schedule("a", at(0));
         assert!(deletes.take_due(at(1000), true).is_empty());
-        assert_eq!(deletes.next_due(), Some(at(1030)));
-        assert!(deletes.take_due(at(1029), false).is_empty());
-        assert_eq!(deletes.take_due(at(1030), false), ["a"]);
+        assert_eq!(deletes.next_due(), Some(at(1030)), "the source is looked at again then");
+        deletes.restart(at(1020));
+        assert!(deletes.take_due(at(1049), false).is_empty());
+        assert_eq!(deletes.take_due(at(1050), false), ["a"]);
     }
 }

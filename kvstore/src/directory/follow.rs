@@ -27,15 +27,15 @@ pub(super) enum Patience {
     AfterLoss,
 }
 
-/// Follows keys as records. `read` makes a record of a key and its value, `key_of` the name of a key alone, and `gone`
-/// hears of every key at the moment when it is missing.
+/// Follows keys as records. `read` makes a record of a key and its value, `key_of` the name of a key alone. `seen` hears
+/// at once what stands at a key, or that nothing does, however long the subscriber has to wait for the news.
 pub(super) fn follow<K, V>(
     session: &Session,
     what: ListWatch,
     patience: Patience,
     read: fn(&KeyValue) -> Result<(K, V), String>,
     key_of: fn(&str) -> Option<K>,
-    gone: impl Fn(&str) + Send + 'static,
+    seen: impl Fn(&str, Option<(&K, &V)>) + Send + 'static,
 ) -> Changes<K, V>
 where
     K: Ord + Clone + Send + 'static,
@@ -47,19 +47,21 @@ where
         patience,
         read,
         key_of,
-        gone: Box::new(gone),
+        seen: Box::new(seen),
         present: BTreeSet::new(),
         waiting: DelayedDeletes::new(DELETE_DELAY),
     };
     stream::unfold(follower, Follower::next).flat_map(stream::iter).boxed()
 }
 
+type Seen<K, V> = Box<dyn Fn(&str, Option<(&K, &V)>) + Send>;
+
 struct Follower<K, V> {
     updates: BoxStream<'static, Update>,
     patience: Patience,
     read: fn(&KeyValue) -> Result<(K, V), String>,
     key_of: fn(&str) -> Option<K>,
-    gone: Box<dyn Fn(&str) + Send>,
+    seen: Seen<K, V>,
     /// What the source holds.
     present: BTreeSet<K>,
     /// What the subscriber has and the source has not.
@@ -89,7 +91,7 @@ impl<K: Ord + Clone, V> Follower<K, V> {
                 None => self.waiting.take_due(now, self.present.is_empty()).into_iter().map(Change::Delete).collect(),
                 Some(Update::Interrupted(error)) => vec![Change::Stale(error.to_string())],
                 Some(Update::Listed(listing)) => {
-                    let mut changes: Vec<_> = listing.changed.iter().map(|kv| self.put(kv)).collect();
+                    let mut changes: Vec<_> = listing.changed.iter().map(|kv| self.put(kv, now)).collect();
                     for key in &listing.missing {
                         self.delete_later(key, now);
                     }
@@ -98,7 +100,7 @@ impl<K: Ord + Clone, V> Follower<K, V> {
                 }
                 Some(Update::Changed(batch)) => {
                     let changes = batch.events.iter().filter_map(|event| match event {
-                        WatchEvent::Put(kv) => Some(self.put(kv)),
+                        WatchEvent::Put(kv) => Some(self.put(kv, now)),
                         WatchEvent::Delete { key, .. } => self.delete(key, now),
                     });
                     changes.collect()
@@ -111,26 +113,33 @@ impl<K: Ord + Clone, V> Follower<K, V> {
         Some((changes, self))
     }
 
-    fn put(&mut self, kv: &KeyValue) -> Change<K, V> {
+    fn put(&mut self, kv: &KeyValue, now: Instant) -> Change<K, V> {
         match (self.read)(kv) {
             Ok((key, value)) => {
-                self.waiting.cancel(&key);
-                self.present.insert(key.clone());
+                (self.seen)(&kv.key, Some((&key, &value)));
+                self.is_present(key.clone(), now);
                 Change::Upsert(key, value)
             }
             Err(problem) => {
                 // A record that cannot be read is there all the same.
                 if let Some(key) = (self.key_of)(&kv.key) {
-                    self.waiting.cancel(&key);
-                    self.present.insert(key);
+                    self.is_present(key, now);
                 }
                 Change::Invalid { name: kv.key.clone(), problem }
             }
         }
     }
 
+    fn is_present(&mut self, key: K, now: Instant) {
+        self.waiting.cancel(&key);
+        if self.present.is_empty() {
+            self.waiting.restart(now);
+        }
+        self.present.insert(key);
+    }
+
     fn delete_later(&mut self, key: &str, now: Instant) {
-        (self.gone)(key);
+        (self.seen)(key, None);
         if let Some(key) = (self.key_of)(key) {
             self.present.remove(&key);
             self.waiting.schedule(key, now);
@@ -144,7 +153,7 @@ impl<K: Ord + Clone, V> Follower<K, V> {
             self.delete_later(key, now);
             return None;
         }
-        (self.gone)(key);
+        (self.seen)(key, None);
         self.present.remove(&name);
         Some(Change::Delete(name))
     }
