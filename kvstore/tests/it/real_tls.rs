@@ -2,8 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
+use basal_crds::{
+    directory::{Change, Directory},
+    identity::IdentityRange,
+    kvstore::keys,
+    names::{Cluster, ClusterId},
+};
 use basal_e2e::servers::{CertRequest, Pki};
 use basal_kvstore::{
+    directory::{DirectoryConfig, EtcdDirectory},
+    identity_gc::IdentityGc,
     kv::{Kv, KvError, KvRefusal, Range, Txn},
     leases::LeaseRules,
     lock::Locks,
@@ -15,7 +23,7 @@ use futures::StreamExt;
 
 use crate::{
     real::{blocking, config, connect, connect_to, secured, system_env},
-    support::{get, put, put_op},
+    support::{get, ip_record, labels, put, put_op},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,6 +40,36 @@ async fn the_user_is_the_certificates_and_may_do_what_its_role_says() {
     let first = watch.next().await.unwrap();
     assert!(matches!(first, Err(KvError::Denied(_))), "{first:?}");
     put(&agent, "cilium/state/ip/v1/default/10.0.0.1", "{}").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_role_is_enough_for_an_agent_and_an_operators_for_the_collection() {
+    let etcd = secured();
+    let user = async |name: &str| {
+        let kv: Arc<dyn Kv> = Arc::new(connect(&etcd, name).await);
+        Session::start(system_env(), kv, LeaseRules::default())
+    };
+    let agent_session = user("basal-agent").await;
+    let node_ips = vec!["10.0.0.1".parse().unwrap()];
+    let config = DirectoryConfig { cluster: Cluster::default(), node_ips, page_size: 256 };
+    let agent = EtcdDirectory::start(agent_session.clone(), config).unwrap();
+    let mut ips = agent.ips();
+    assert_eq!(ips.next().await, Some(Change::InSync));
+    let web = labels("k8s:app.kubernetes.io/name=web;");
+    let id = agent.allocate_identity(&web).await.unwrap();
+    let record = ip_record("10.1.0.1", "10.0.0.1", id.get());
+    agent.publish_ip(&record);
+    assert_eq!(ips.next().await, Some(Change::Upsert(record.target, record)));
+
+    let operator = user("basal-operator").await;
+    let range = IdentityRange::of(ClusterId::default());
+    let mut gc = IdentityGc::new(Arc::clone(operator.kv()), Locks::new(operator.clone()), range);
+    assert_eq!(gc.round().await.unwrap().alive, 1);
+    agent.release_identity(&web);
+    agent_session.settled().await;
+    assert_eq!(gc.round().await.unwrap().unused, 1);
+    assert_eq!(gc.round().await.unwrap().deleted, 1);
+    assert_eq!(get(&**operator.kv(), &keys::identity(id)).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
