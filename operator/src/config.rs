@@ -2,13 +2,18 @@
 
 use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError};
 use basal_ipam::config::{FamilySettings, PoolConfig, PoolConfigError, PoolSettings};
-use basal_kvstore::config::{ConfigError as KvstoreError, KvstoreOptions};
+use basal_kvstore::{
+    config::{ConfigError as KvstoreError, KvstoreOptions},
+    leases::{BadLeaseTtl, LeaseRules},
+};
 use basal_objects::{kube::KubeFlags, leadership::LeadershipOptions};
 use basal_runtime::{
     admin::ListenAddress,
     config::{ConfigDirFlag, GoDuration, StringMap},
     logging::LogFlags,
 };
+
+use crate::duties::DutySettings;
 
 /// basal-operator: owns the address space of a cluster and hands out PodCIDRs
 #[derive(Debug, Clone, clap::Parser)]
@@ -188,6 +193,9 @@ pub enum CheckError {
     /// The way to etcd.
     #[error(transparent)]
     KvstoreOpt(#[from] KvstoreError),
+    /// The leases in etcd.
+    #[error(transparent)]
+    LeaseTtl(#[from] BadLeaseTtl),
 }
 
 impl OperatorConfig {
@@ -226,6 +234,7 @@ impl OperatorConfig {
             return Err(CheckError::Kvstore(self.etcd.kvstore.clone()));
         }
         self.kvstore()?;
+        self.duties()?;
         self.leadership(String::new()).check().map_err(CheckError::Election)
     }
 
@@ -235,6 +244,16 @@ impl OperatorConfig {
     /// An option that is unknown or does not parse.
     pub fn kvstore(&self) -> Result<KvstoreOptions, CheckError> {
         Ok(KvstoreOptions::from_map(&self.etcd.kvstore_opt.0)?)
+    }
+
+    /// What is kept up in etcd beside nodes.
+    ///
+    /// # Errors
+    /// A lease time that is out of bounds.
+    pub fn duties(&self) -> Result<DutySettings, CheckError> {
+        let leases = LeaseRules::with_data_ttl(self.etcd.kvstore_lease_ttl.0)?;
+        let interval = self.collection.identity_gc_interval.0;
+        Ok(DutySettings { leases, identity_gc: (!interval.is_zero()).then_some(interval) })
     }
 
     /// How leadership is held by a process of this identity.

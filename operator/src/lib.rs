@@ -5,6 +5,7 @@
 //! quorum found nobody who lists it.
 
 pub mod config;
+pub mod duties;
 pub mod metrics;
 pub mod node;
 pub mod ports;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use basal_ipam::cell::BlockState;
+use basal_kvstore::identity_gc::GcReport;
 use basal_runtime::{metrics::Metrics, sync::lock};
 use prometheus_client::{
     collector::Collector,
@@ -21,6 +22,13 @@ pub struct ByReason {
     reason: &'static str,
 }
 
+/// The label of Cilium's `identity_gc_*` metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByOutcome {
+    outcome: &'static str,
+    identity_type: &'static str,
+}
+
 /// The operator's metrics. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct OperatorMetrics {
@@ -30,6 +38,8 @@ pub struct OperatorMetrics {
     refusals: Family<ByReason, Counter>,
     conflicts: Counter,
     swaps: Family<ByReason, Counter>,
+    gc_runs: Family<ByOutcome, Counter>,
+    gc_entries: Family<ByOutcome, Gauge>,
     blocks: Blocks,
 }
 
@@ -49,6 +59,8 @@ impl OperatorMetrics {
                 metrics.conflicts.clone(),
             );
             r.register("ledger_swaps", "Batches written to the ledger, by outcome", metrics.swaps.clone());
+            r.register("identity_gc_runs", "Rounds of identity collection, by outcome", metrics.gc_runs.clone());
+            r.register("identity_gc_entries", "Identities in the last round, by outcome", metrics.gc_entries.clone());
             r.register_collector(Box::new(metrics.blocks.clone()));
         });
         metrics
@@ -79,6 +91,17 @@ impl OperatorMetrics {
         self.swaps.get_or_create(&ByReason { reason: outcome }).inc();
         if outcome == "Conflict" {
             self.conflicts.inc();
+        }
+    }
+
+    /// A round of identity collection ended; `None` when it failed.
+    pub fn collected(&self, report: Option<&GcReport>) {
+        let of = |outcome| ByOutcome { outcome, identity_type: "kvstore" };
+        self.gc_runs.get_or_create(&of(if report.is_some() { "success" } else { "fail" })).inc();
+        if let Some(report) = report {
+            let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+            self.gc_entries.get_or_create(&of("alive")).set(count(report.alive));
+            self.gc_entries.get_or_create(&of("deleted")).set(count(report.deleted));
         }
     }
 

@@ -4,7 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use basal_kvstore::etcd::{EtcdKv, Limits};
-use basal_objects::{kube::KubeObjects, leadership::identity, object::Object, port::Objects};
+use basal_objects::{
+    kube::KubeObjects,
+    leadership::identity,
+    object::Object,
+    pace::{PaceOptions, Paced},
+    port::Objects,
+};
 use basal_runtime::{
     admin::{AdminOptions, AdminServer, AdminState},
     config::{self, ConfigError, REFUSALS, Sources},
@@ -15,6 +21,7 @@ use basal_runtime::{
     readiness::Readiness,
     shutdown::Shutdown,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -54,13 +61,16 @@ pub async fn main() -> anyhow::Result<()> {
     })
     .await?;
     let state = AdminState { readiness: readiness.clone(), metrics, config: Arc::new(effective) };
-    let served = admin.serve(env.as_ref(), state, axum::Router::new(), &shutdown.drain);
+    // Served until the Lease is released, so that probes and scrapes see the end as well.
+    let ended = CancellationToken::new();
+    let served = admin.serve(env.as_ref(), state, axum::Router::new(), &ended);
 
     let host = nix::unistd::gethostname().context("this host has no name")?;
     let settings = Settings {
         pool: config.pool()?,
         quarantine: config.pool.cluster_pool_quarantine.0,
         election: config.leadership(identity(&host.to_string_lossy(), env.as_ref())),
+        duties: config.duties()?,
         definitions: definitions(&config),
     };
     let (objects, lease) = connect(&config, &env).await?;
@@ -76,6 +86,7 @@ pub async fn main() -> anyhow::Result<()> {
     if let futures::future::Either::Right(_) = futures::future::select(run, aborted).await {
         warn!("ended before the Lease was released");
     }
+    ended.cancel();
     for task in served {
         task.join().await;
     }
@@ -87,7 +98,7 @@ async fn connect(config: &OperatorConfig, env: &SharedEnv) -> anyhow::Result<(Ar
     let reach = &config.kubernetes.reach;
     let objects = KubeObjects::connect(reach, Arc::clone(env)).await?;
     let lease = KubeObjects::connect(reach, Arc::clone(env)).await?;
-    Ok((Arc::new(objects), Arc::new(lease)))
+    Ok((Arc::new(Paced::new(Arc::new(objects), PaceOptions::default())), Arc::new(lease)))
 }
 
 fn definitions(config: &OperatorConfig) -> Vec<Object> {

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    duties::{self, DutySettings},
     metrics::OperatorMetrics,
     node::{CiliumNodeFacts, NodeController, NodeFacts, Records, Reporter, Views},
     ports::Ports,
@@ -63,6 +64,8 @@ pub struct Settings {
     pub quarantine: Duration,
     /// How leadership is held.
     pub election: LeadershipOptions,
+    /// What is kept up in etcd beside nodes.
+    pub duties: DutySettings,
     /// CustomResourceDefinitions to install; none leaves them to somebody else.
     pub definitions: Vec<Object>,
 }
@@ -251,13 +254,14 @@ impl Operator {
         let (recorder, events) = EventRecorder::start(Arc::clone(&ports.objects), &ports.env, reporter);
         tasks.0.push(events);
         let reporter = Reporter::new(recorder, self.metrics.clone());
-        for views in [&views.nodes as &dyn Synced, &views.cilium_nodes] {
-            views.wait().await;
-        }
+        views.nodes.wait_synced().await;
+        views.cilium_nodes.wait_synced().await;
+        views.records.wait_synced().await;
         for loss in &begun.lost {
             reporter.lost(views, loss);
         }
         self.metrics.show(&begun.core);
+        tasks.0.extend(duties::start(&ports, self.settings.duties, &self.metrics));
         let queue = Queue::new(Arc::clone(&ports.env), QUEUE, PAUSES);
         feed(&ports.env, views, &queue, &mut tasks);
         // Nodes that are gone stand in no view any more, only in claims.
@@ -303,17 +307,6 @@ impl Operator {
         let installed = crd_install::install(ports.objects.as_ref(), ports.env.as_ref(), definitions, CRD_LIMIT).await;
         installed.map_err(|error| chain(&error))?;
         term::begin(ports, elector, pool, *quarantine).await.map_err(|error| chain(&error))
-    }
-}
-
-/// A cache of any kind that can be waited for.
-trait Synced {
-    fn wait(&self) -> futures::future::BoxFuture<'_, ()>;
-}
-
-impl<T: Send + Sync + 'static> Synced for Cache<T> {
-    fn wait(&self) -> futures::future::BoxFuture<'_, ()> {
-        self.wait_synced().boxed()
     }
 }
 

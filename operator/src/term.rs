@@ -100,7 +100,7 @@ pub async fn begin(
     pool: &PoolConfig,
     quarantine: Duration,
 ) -> Result<Begun, BeginError> {
-    let seen = ports.ledger.read_fence().await?;
+    let seen = ports.ledger.begin().await?;
     if !elector.holds_lease().await? {
         return Err(BeginError::LeaseLost);
     }

@@ -10,7 +10,7 @@ use basal_kvstore::{
     list_watch::Update,
 };
 use basal_runtime::sync::lock;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// One record as it stands in etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,12 +26,13 @@ pub struct Seen {
 pub struct Records {
     state: Arc<Mutex<State>>,
     more: Arc<Notify>,
+    synced: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     records: BTreeMap<String, Seen>,
-    /// Every change up to this revision is in `records`; 0 before the first list.
+    /// Every change up to this revision is in `records`.
     revision: Revision,
     /// Names whose record changed since they were last asked for.
     changed: BTreeSet<String>,
@@ -52,6 +53,7 @@ impl Records {
                     state.remove(name(&key));
                 }
                 state.revision = listing.header.revision;
+                self.synced.send_replace(true);
             }
             Update::Changed(batch) => {
                 for event in batch.events {
@@ -84,7 +86,14 @@ impl Records {
     /// Whether the records were listed.
     #[must_use]
     pub fn synced(&self) -> bool {
-        lock(&self.state).revision > 0
+        *self.synced.borrow()
+    }
+
+    /// Waits until the records were listed.
+    pub async fn wait_synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The only error is that the sender is gone, and `self` holds it.
+        synced.wait_for(|synced| *synced).await.map(drop).unwrap_or_default();
     }
 
     /// One record.

@@ -1,0 +1,68 @@
+//! What a leader keeps up in etcd beside its nodes: the heartbeat, the cluster's configuration, the collection of
+//! identities that nobody uses.
+
+use std::{sync::Arc, time::Duration};
+
+use basal_crds::{
+    identity::IdentityRange,
+    kvstore::{Capabilities, ClusterConfig},
+};
+use basal_kvstore::{
+    identity_gc::{GcReport, IdentityGc},
+    leases::LeaseRules,
+    lock::Locks,
+    records::{enforce_cluster_config, heartbeat},
+    session::Session,
+};
+use basal_runtime::env::TaskHandle;
+use tracing::{info, warn};
+
+use crate::{metrics::OperatorMetrics, ports::Ports};
+
+/// How the duties are done.
+#[derive(Debug, Clone, Copy)]
+pub struct DutySettings {
+    /// How long leased keys outlive the operator.
+    pub leases: LeaseRules,
+    /// Pause between two rounds of identity collection; `None` turns it off.
+    pub identity_gc: Option<Duration>,
+}
+
+/// Starts them; they end when their handles are aborted.
+pub(crate) fn start(ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
+    let session = Session::start(Arc::clone(&ports.env), Arc::clone(&ports.kv), settings.leases);
+    let config = ClusterConfig {
+        id: ports.cluster.id(),
+        capabilities: Capabilities { max_connected_clusters: 255, ..Capabilities::default() },
+    };
+    let name = ports.cluster.name().clone();
+    let mut tasks = vec![
+        ports.env.spawn("heartbeat", Box::pin(heartbeat(session.clone()))),
+        ports.env.spawn("cluster-config", Box::pin(enforce_cluster_config(session.clone(), name, config))),
+    ];
+    if let Some(interval) = settings.identity_gc {
+        let gc = IdentityGc::new(Arc::clone(&ports.kv), Locks::new(session), IdentityRange::of(ports.cluster.id()));
+        tasks.push(ports.env.spawn("identity-gc", Box::pin(collect(gc, interval, metrics.clone()))));
+    }
+    tasks
+}
+
+async fn collect(mut gc: IdentityGc, interval: Duration, metrics: OperatorMetrics) {
+    loop {
+        tokio::time::sleep(interval).await;
+        match gc.round().await {
+            Ok(report) => {
+                let GcReport { alive, unused, deleted, failed, stale_locks, invalid } = &report;
+                info!(alive, unused, deleted, failed, stale_locks, "identity collection");
+                if !invalid.is_empty() {
+                    warn!(keys = invalid.join(", "), "keys among the identities that are none; they are left alone");
+                }
+                metrics.collected(Some(&report));
+            }
+            Err(error) => {
+                warn!(%error, "identity collection failed");
+                metrics.collected(None);
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A cluster of Nodes without kubelets, and operators over it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use basal_crds::names::{Cluster, ClusterId, ClusterName};
+use basal_ipam::config::{FamilySettings, PoolConfig, PoolSettings};
+use basal_kvstore::leases::LeaseRules;
+use basal_objects::{
+    leadership::LeadershipOptions,
+    object::{Object, ObjectKey, resources},
+    port::{MergePatch, Preconditions},
+};
+use basal_operator::{
+    duties::DutySettings,
+    metrics::OperatorMetrics,
+    ports::Ports,
+    run::{Operator, Settings},
+};
+use basal_runtime::{controller::ControllerMetrics, metrics::Metrics, outcome::Outcome, readiness::Readiness};
+use basal_sim::{
+    process::{ProcessPorts, Restart},
+    safety::BlockSafety,
+    world::{Options, Trouble, World, simulate},
+};
+use serde_json::{Value, json};
+
+/// How long anything may take in virtual time.
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
+
+/// The quarantine of these clusters.
+pub(crate) const QUARANTINE: Duration = Duration::from_secs(60);
+
+/// A pool of IPv4 and IPv6 CIDRs, with blocks of /24 and /120.
+pub(crate) fn pool(ipv4: &[&str], ipv6: &[&str]) -> PoolConfig {
+    let family = |cidrs: &[&str], mask_size| FamilySettings {
+        enabled: !cidrs.is_empty(),
+        cidrs: cidrs.iter().map(|cidr| (*cidr).to_owned()).collect(),
+        mask_size,
+    };
+    PoolConfig::new(&PoolSettings { ipv4: family(ipv4, 24), ipv6: family(ipv6, 120) }).unwrap()
+}
+
+/// Runs a scenario; what goes wrong is reported with the end of the trace.
+pub(crate) fn run(seed: u64, scenario: impl AsyncFnOnce(&World) -> Result<(), Trouble>) {
+    let (result, report) = simulate(Options::seeded(seed), async |world| {
+        let mut safety = BlockSafety::new("default", QUARANTINE);
+        world.watch_over(Box::new(move |world: &World| {
+            safety.look(world.kv(), world.objects()).map_err(|breach| breach.to_string())
+        }));
+        let result = scenario(&world).await;
+        (result, world.report(60))
+    })
+    .unwrap();
+    if let Err(trouble) = result {
+        panic!("{trouble}\n{report}");
+    }
+}
+
+/// Starts an operator, which starts again whenever it ends.
+pub(crate) fn operator(world: &World, name: &str, pool: &PoolConfig) {
+    let pool = pool.clone();
+    world.start(name, Restart::After(Duration::from_secs(2)), move |ports| one_operator(ports, pool.clone()));
+}
+
+async fn one_operator(process: ProcessPorts, pool: PoolConfig) {
+    let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
+    let lease = Arc::clone(&process.objects);
+    let ports = Ports::new(process.env, process.objects, process.kv, cluster);
+    let metrics = Metrics::new("basal_operator");
+    let settings = Settings {
+        pool,
+        quarantine: QUARANTINE,
+        election: LeadershipOptions::new("kube-system", process.id.to_string()),
+        duties: DutySettings { leases: LeaseRules::default(), identity_gc: Some(Duration::from_secs(900)) },
+        definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
+    };
+    let controllers = metrics.register(ControllerMetrics::register);
+    let operator =
+        Operator::new(ports, lease, settings, OperatorMetrics::register(&metrics), controllers, Readiness::new());
+    operator.run(process.stop).await;
+}
+
+/// Adds a Node with one address of each family.
+pub(crate) async fn add_node(world: &World, name: &str, number: u8) {
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
+        "status": { "addresses": [
+            { "type": "InternalIP", "address": format!("172.18.0.{number}") },
+            { "type": "InternalIP", "address": format!("fc00::{number:x}") },
+            { "type": "Hostname", "address": name },
+        ] },
+    });
+    // Where status is a subresource a create does not take it.
+    let objects = world.user().objects;
+    let Outcome::Done(created) = objects.create(resources::NODE, Object(node.clone())).await else {
+        panic!("Node {name} was not created")
+    };
+    patch(world, resources::NODE, &created, Some("status"), json!({ "status": node["status"] })).await;
+}
+
+/// Patches an object at the version that was seen.
+pub(crate) async fn patch(
+    world: &World,
+    resource: basal_objects::object::Resource,
+    seen: &Object,
+    subresource: Option<&'static str>,
+    body: Value,
+) -> Object {
+    let patch = MergePatch {
+        resource_version: seen.resource_version().to_owned(),
+        uid: seen.uid().to_owned(),
+        subresource,
+        body,
+    };
+    match world.user().objects.patch(resource, &seen.key(), patch).await {
+        Outcome::Done(object) => object,
+        other => panic!("{} was not patched: {other:?}", seen.key()),
+    }
+}
+
+/// Deletes an object, and what it owns.
+pub(crate) async fn delete(world: &World, resource: basal_objects::object::Resource, name: &str) {
+    let objects = world.user().objects;
+    let key = ObjectKey::cluster(name);
+    let seen = objects.get(resource, &key).await.unwrap().unwrap();
+    let only_if = Preconditions { uid: seen.uid().to_owned(), resource_version: seen.resource_version().to_owned() };
+    assert_eq!(objects.delete(resource, &key, only_if).await, Outcome::Done(()));
+}
+
+/// The CiliumNodes by name.
+pub(crate) fn cilium_nodes(world: &World) -> BTreeMap<String, Object> {
+    world.objects().all(&resources::CILIUM_NODE).into_iter().map(|object| (object.name().to_owned(), object)).collect()
+}
+
+/// The blocks that a CiliumNode lists.
+pub(crate) fn pod_cidrs(object: &Object) -> Vec<String> {
+    let list = object.0.pointer("/spec/ipam/podCIDRs").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(|cidr| cidr.as_str().map(str::to_owned)).collect()
+}
+
+/// The operator's error in a CiliumNode's status.
+pub(crate) fn error(object: &Object) -> String {
+    let error = object.0.pointer("/status/ipam/operator-status/error").and_then(Value::as_str);
+    error.unwrap_or_default().to_owned()
+}
+
+/// The node record of a node.
+pub(crate) fn record(world: &World, name: &str) -> Option<Value> {
+    let contents = world.kv().contents();
+    contents.get(&format!("cilium/state/nodes/v1/default/{name}")).and_then(|text| serde_json::from_slice(text).ok())
+}
+
+/// Whether a node has blocks of both families in its CiliumNode, and a record.
+pub(crate) fn is_served(world: &World, name: &str) -> bool {
+    cilium_nodes(world).get(name).is_some_and(|object| pod_cidrs(object).len() == 2) && record(world, name).is_some()
+}

@@ -1,0 +1,105 @@
+//! Nodes that are gone give back what they had, after a rest.
+
+use std::time::Duration;
+
+use basal_kvstore::kv::{Keys, Op, Txn};
+use basal_objects::object::resources;
+
+use crate::cluster::{
+    LIMIT, QUARANTINE, add_node, cilium_nodes, delete, error, is_served, operator, pod_cidrs, pool, record, run,
+};
+
+#[test]
+fn the_block_of_a_gone_node_rests_before_the_next_one_gets_it() {
+    run(4, async |world| {
+        // Room for one node.
+        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        let blocks = pod_cidrs(&cilium_nodes(world)["n1"]);
+        let ip = "cilium/state/ip/v1/default/10.0.0.9";
+        let put = Op::Put { key: ip.to_owned(), value: b"{}".to_vec(), lease: 0 };
+        world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop);
+
+        delete(world, resources::NODE, "n1").await;
+        world.until("the record is gone", LIMIT, |w| record(w, "n1").is_none()).await?;
+        world.until("its addresses are gone", LIMIT, |w| !w.kv().contents().contains_key(ip)).await?;
+        assert!(!cilium_nodes(world).contains_key("n1"));
+
+        add_node(world, "n2", 2).await;
+        let refused = |w: &basal_sim::world::World| {
+            cilium_nodes(w).get("n2").is_some_and(|object| error(object).contains("quarantined"))
+        };
+        world.until("n2 is refused with the reason", LIMIT, refused).await?;
+        let since = tokio::time::Instant::now();
+        world.until("n2 is served then", LIMIT, |w| is_served(w, "n2")).await?;
+        assert!(since.elapsed() >= QUARANTINE / 2, "the block has rested");
+        assert_eq!(pod_cidrs(&cilium_nodes(world)["n2"]), blocks);
+        world.until("the error is gone", LIMIT, |w| error(&cilium_nodes(w)["n2"]).is_empty()).await?;
+        world.settle(Duration::from_secs(120), LIMIT).await
+    });
+}
+
+#[test]
+fn a_node_that_returns_gets_its_blocks_back() {
+    run(5, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        for n in 1..=3 {
+            add_node(world, &format!("n{n}"), n).await;
+        }
+        world.until("all are served", LIMIT, |w| (1..=3).all(|n| is_served(w, &format!("n{n}")))).await?;
+        let blocks = pod_cidrs(&cilium_nodes(world)["n2"]);
+        delete(world, resources::NODE, "n2").await;
+        world.until("the record is gone", LIMIT, |w| record(w, "n2").is_none()).await?;
+        add_node(world, "n2", 2).await;
+        world.until("n2 is served again", LIMIT, |w| is_served(w, "n2")).await?;
+        assert_eq!(pod_cidrs(&cilium_nodes(world)["n2"]), blocks);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_record_that_still_uses_the_block_lets_it_rest_longer() {
+    run(6, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        delete(world, resources::NODE, "n1").await;
+        world.until("the record is gone", LIMIT, |w| record(w, "n1").is_none()).await?;
+        let endpoint = serde_json::json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint",
+            "metadata": { "name": "late", "namespace": "default" },
+            "status": { "networking": { "addressing": [{ "ipv4": "10.0.0.77" }] } },
+        });
+        let objects = world.user().objects;
+        let endpoint = basal_objects::object::Object(endpoint);
+        assert!(objects.create(resources::CILIUM_ENDPOINT, endpoint).await.is_done());
+        add_node(world, "n2", 2).await;
+        world.pass(QUARANTINE * 4).await?;
+        assert!(!is_served(world, "n2"), "somebody still has an address of the block");
+        let key = basal_objects::object::ObjectKey::namespaced("default", "late");
+        let seen = objects.get(resources::CILIUM_ENDPOINT, &key).await.unwrap().unwrap();
+        let only_if = basal_objects::port::Preconditions {
+            uid: seen.uid().to_owned(),
+            resource_version: seen.resource_version().to_owned(),
+        };
+        assert!(objects.delete(resources::CILIUM_ENDPOINT, &key, only_if).await.is_done());
+        world.until("n2 is served then", LIMIT, |w| is_served(w, "n2")).await
+    });
+}
+
+#[test]
+fn records_below_the_prefix_that_are_no_nodes_are_left_alone() {
+    run(7, async |world| {
+        let key = "cilium/state/nodes/v1/default/NOT A NODE";
+        let put = Op::Put { key: key.to_owned(), value: b"x".to_vec(), lease: 0 };
+        world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop);
+        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        assert!(world.kv().contents().contains_key(key));
+        let gone = Op::Delete(Keys::One(key.to_owned()));
+        world.user().kv.txn(Txn { then: vec![gone], ..Txn::default() }).await.map(drop);
+        Ok(())
+    });
+}

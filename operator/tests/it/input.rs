@@ -1,0 +1,98 @@
+//! What nodes bring along, and what a pool cannot give.
+
+use std::time::Duration;
+
+use basal_objects::object::resources;
+use serde_json::json;
+
+use crate::cluster::{LIMIT, add_node, cilium_nodes, error, is_served, operator, patch, pod_cidrs, pool, run};
+
+/// Notes of the Warning events with a reason.
+fn warnings(world: &basal_sim::world::World, reason: &str) -> Vec<String> {
+    let events = world.objects().all(&resources::EVENT).into_iter();
+    events
+        .filter(|event| event.0["type"] == "Warning" && event.0["reason"] == reason)
+        .map(|event| event.0["note"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn an_exhausted_pool_is_named_in_status_and_event() {
+    run(8, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        add_node(world, "n2", 2).await;
+        let told = |w: &basal_sim::world::World| {
+            cilium_nodes(w).get("n2").is_some_and(|object| {
+                let error = error(object);
+                error.starts_with("allocator full") && error.contains("10.0.0.0/24") && error.contains("append")
+            })
+        };
+        world.until("n2 is refused", LIMIT, told).await?;
+        world.until("an event says so", LIMIT, |w| !warnings(w, "PoolExhausted").is_empty()).await?;
+        assert!(pod_cidrs(&cilium_nodes(world)["n2"]).is_empty(), "both families or none");
+        world.stop("a");
+        world.pass(Duration::from_secs(30)).await?;
+        operator(world, "b", &pool(&["10.0.0.0/24", "10.9.0.0/24"], &["fd00::/120", "fd09::/120"]));
+        world.until("the appended CIDR serves n2", LIMIT, |w| is_served(w, "n2")).await?;
+        assert_eq!(pod_cidrs(&cilium_nodes(world)["n2"]), ["10.9.0.0/24", "fd09::/120"]);
+        world.until("the error is gone", LIMIT, |w| error(&cilium_nodes(w)["n2"]).is_empty()).await
+    });
+}
+
+#[test]
+fn foreign_blocks_are_taken_out_of_the_spec_and_reported() {
+    run(9, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        add_node(world, "n1", 1).await;
+        add_node(world, "n2", 2).await;
+        world.until("both are served", LIMIT, |w| is_served(w, "n1") && is_served(w, "n2")).await?;
+        let (mine, theirs) = (pod_cidrs(&cilium_nodes(world)["n1"]), pod_cidrs(&cilium_nodes(world)["n2"]));
+        // The user breaks the promise here, not the operator.
+        world.watch_over(Box::new(|_| Ok(())));
+        for (wish, reason) in [
+            ("192.168.0.0/24", "PodCIDRConflict"),
+            (theirs[0].as_str(), "PodCIDRConflict"),
+            ("10.0.77.1/24", "PodCIDRUnaligned"),
+            ("garbage", "PodCIDRInvalid"),
+        ] {
+            let seen = cilium_nodes(world)["n1"].clone();
+            let body = json!({ "spec": { "ipam": { "podCIDRs": [wish, mine[1]] } } });
+            patch(world, resources::CILIUM_NODE, &seen, None, body).await;
+            world.until("the own blocks are back", LIMIT, |w| pod_cidrs(&cilium_nodes(w)["n1"]) == mine).await?;
+            world.until("an event says why", LIMIT, |w| !warnings(w, reason).is_empty()).await?;
+        }
+        assert_eq!(pod_cidrs(&cilium_nodes(world)["n2"]), theirs);
+        Ok(())
+    });
+}
+
+#[test]
+fn blocks_that_nodes_bring_are_adopted_by_a_new_cluster() {
+    run(10, async |world| {
+        // Two nodes list one block before Basal begins: the promise holds from the first term on.
+        world.watch_over(Box::new(|_| Ok(())));
+        for definition in basal_crds::resources::crds() {
+            let object = basal_objects::object::Object(definition.object);
+            assert!(world.user().objects.create(resources::CRD, object).await.is_done());
+        }
+        for (n, cidr) in [(1, "10.0.40.0/24"), (2, "10.0.40.0/24")] {
+            let name = format!("n{n}");
+            add_node(world, &name, n).await;
+            let object = json!({
+                "apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": { "name": name },
+                "spec": { "addresses": [], "ipam": { "podCIDRs": [cidr] } },
+            });
+            let object = basal_objects::object::Object(object);
+            assert!(world.user().objects.create(resources::CILIUM_NODE, object).await.is_done());
+        }
+        world.pass(Duration::from_secs(1)).await?;
+        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        world.until("both are served", LIMIT, |w| is_served(w, "n1") && is_served(w, "n2")).await?;
+        let first = |name: &str| pod_cidrs(&cilium_nodes(world)[name])[0].clone();
+        assert_eq!(first("n1"), "10.0.40.0/24", "the first name keeps it");
+        assert_ne!(first("n2"), "10.0.40.0/24", "the other one gets a fresh block");
+        world.until("the loser is told", LIMIT, |w| !warnings(w, "PodCIDRNotKept").is_empty()).await
+    });
+}

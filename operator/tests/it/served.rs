@@ -1,0 +1,83 @@
+//! Nodes that are there get what they need, once.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use basal_objects::object::resources;
+use serde_json::json;
+
+use crate::cluster::{LIMIT, add_node, cilium_nodes, is_served, operator, patch, pod_cidrs, pool, record, run};
+
+#[test]
+fn twenty_nodes_get_blocks_records_and_nothing_twice() {
+    run(1, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator(world, "b", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        for n in 1..=20 {
+            add_node(world, &format!("n{n}"), n).await;
+        }
+        world.until("all nodes are served", LIMIT, |w| (1..=20).all(|n| is_served(w, &format!("n{n}")))).await?;
+        let all: Vec<String> = cilium_nodes(world).values().flat_map(pod_cidrs).collect();
+        assert_eq!(all.len(), 40);
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 40);
+
+        let record = record(world, "n7").unwrap();
+        assert_eq!(record["Name"], "n7");
+        assert_eq!(record["IPAddresses"][0], json!({ "Type": "InternalIP", "IP": "172.18.0.7" }));
+        let listed = pod_cidrs(&cilium_nodes(world)["n7"]);
+        assert_eq!(listed[0], format!("{}/24", record["IPv4AllocCIDR"]["IP"].as_str().unwrap()));
+        let owner = &cilium_nodes(world)["n7"].0["metadata"]["ownerReferences"][0];
+        assert_eq!((owner["kind"].as_str(), owner["name"].as_str()), (Some("Node"), Some("n7")));
+        world.settle(Duration::from_secs(60), LIMIT).await
+    });
+}
+
+#[test]
+fn what_somebody_changes_or_deletes_is_put_back() {
+    run(2, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        let (before, text) = (pod_cidrs(&cilium_nodes(world)["n1"]), record(world, "n1"));
+
+        let seen = cilium_nodes(world)["n1"].clone();
+        patch(world, resources::CILIUM_NODE, &seen, None, json!({ "spec": { "ipam": { "podCIDRs": null } } })).await;
+        world.until("the blocks are back", LIMIT, |w| pod_cidrs(&cilium_nodes(w)["n1"]) == before).await?;
+
+        let key = "cilium/state/nodes/v1/default/n1";
+        world
+            .user()
+            .kv
+            .txn(basal_kvstore::kv::Txn {
+                then: vec![basal_kvstore::kv::Op::Delete(basal_kvstore::kv::Keys::One(key.to_owned()))],
+                ..Default::default()
+            })
+            .await
+            .map(drop);
+        world.until("the record is back", LIMIT, |w| record(w, "n1") == text).await?;
+
+        crate::cluster::delete(world, resources::CILIUM_NODE, "n1").await;
+        let back = |w: &basal_sim::world::World| cilium_nodes(w).get("n1").map(pod_cidrs) == Some(before.clone());
+        world.until("the CiliumNode is back with the same blocks", LIMIT, back).await
+    });
+}
+
+#[test]
+fn a_standby_takes_over_when_the_leader_dies() {
+    run(3, async |world| {
+        let pool = pool(&["10.0.0.0/16"], &["fd00::/104"]);
+        operator(world, "a", &pool);
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        let before = pod_cidrs(&cilium_nodes(world)["n1"]);
+        operator(world, "b", &pool);
+        world.pause("a");
+        add_node(world, "n2", 2).await;
+        world.until("n2 is served by the standby", LIMIT, |w| is_served(w, "n2")).await?;
+        world.resume("a");
+        add_node(world, "n3", 3).await;
+        world.until("n3 is served", LIMIT, |w| is_served(w, "n3")).await?;
+        world.settle(Duration::from_secs(60), LIMIT).await?;
+        assert_eq!(pod_cidrs(&cilium_nodes(world)["n1"]), before);
+        Ok(())
+    });
+}
