@@ -4,6 +4,7 @@
 //! namespace of its own, so one server takes a whole suite.
 
 pub mod kv;
+pub mod ledger;
 pub mod objects;
 
 use std::{fmt::Debug, time::Duration};

@@ -25,7 +25,7 @@ const MIN_LEASE: Duration = Duration::from_secs(2);
 
 /// An etcd without a network: every clone talks to the same server.
 ///
-/// Calls answer at once; what goes wrong on the way, and how long the way takes, is [`crate::faulty`]'s. Leases end on
+/// Calls answer at once; what goes wrong on the way, and how long the way takes, is [`crate::fault`]'s. Leases end on
 /// `tokio::time`. Not modelled: users and roles, quota, members.
 #[derive(Debug, Clone)]
 pub struct ModelKv {
@@ -224,14 +224,28 @@ impl Kv for ModelKv {
 
 #[cfg(test)]
 mod tests {
+    use basal_ipam::ledger::Ledger;
+    use basal_kvstore::ledger::EtcdLedger;
+
     use super::*;
-    use crate::conformance::{self, kv::KvFixture};
+    use crate::conformance::{self, kv::KvFixture, ledger::LedgerFixture};
 
     #[tokio::test(start_paused = true)]
     async fn the_model_passes_the_conformance_suite() {
         let model = ModelKv::new(1);
         let broken = conformance::run_all(&conformance::kv::cases(), async |case| {
             Ok(KvFixture::new(Arc::new(model.clone()), Arc::new(model.clone()), "model", case))
+        })
+        .await;
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_etcd_ledger_passes_its_suite_on_the_model() {
+        let model = ModelKv::new(1);
+        let broken = conformance::run_all(&conformance::ledger::cases(), async |case| {
+            let ledger = || -> Arc<dyn Ledger> { Arc::new(EtcdLedger::new(Arc::new(model.clone()), case)) };
+            Ok(LedgerFixture::new(ledger(), ledger()))
         })
         .await;
         assert!(broken.is_empty(), "{broken:#?}");

@@ -30,7 +30,7 @@ const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kub
 
 /// An API server without a network: every clone talks to the same server.
 ///
-/// Calls answer at once; what goes wrong on the way, and how long the way takes, is [`crate::faulty`]'s. It knows the
+/// Calls answer at once; what goes wrong on the way, and how long the way takes, is [`crate::fault`]'s. It knows the
 /// built-in kinds that Basal uses, and custom ones once their definition was created, which is established at once.
 /// Not modelled: schemas (defaulting, pruning, validation, CEL), RBAC, server-side apply and managed fields, the graceful
 /// end of pods and namespaces, and what controllers do; [`Self::collect_garbage`] stands in for one of them.

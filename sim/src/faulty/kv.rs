@@ -1,0 +1,246 @@
+//! The wire to etcd.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use basal_kvstore::kv::{
+    Compare, Is, Keys, Kv, KvError, KvRefusal, Lease, LeaseId, Op, Range, RangeAnswer, Revision, Txn, TxnAnswer,
+    WatchBatch, WatchEvent,
+};
+use basal_runtime::outcome::Outcome;
+use futures::{FutureExt as _, future, stream::BoxStream};
+
+use super::{AfterError, Answer, Faulty, Request};
+use crate::trace::{Call, Port, digest};
+
+/// Tries of the one who overtakes.
+const OVERTAKING_TRIES: usize = 3;
+
+fn call(write: bool, request: String) -> Call {
+    Call { number: None, port: Port::Kv, write, request }
+}
+
+#[async_trait]
+impl<P: Kv> Kv for Faulty<P> {
+    async fn range(&self, range: Range) -> Result<RangeAnswer, KvError> {
+        let text = range_text(&range);
+        let server = self.server();
+        let effect = async move { server.range(range).await }.boxed();
+        self.wire.call(Request { call: call(false, text), effect, overtaking: future::ready(()).boxed() }).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Outcome<TxnAnswer, KvRefusal> {
+        let write = txn.then.iter().chain(&txn.or_else).any(|op| !matches!(op, Op::Get(_)));
+        let text = txn_text(&txn);
+        let overtaking = {
+            let (server, when) = (self.server(), txn.when.clone());
+            async move { overtake(&*server, &when).await }.boxed()
+        };
+        let server = self.server();
+        let effect = async move { server.txn(txn).await }.boxed();
+        self.wire.call(Request { call: call(write, text), effect, overtaking }).await
+    }
+
+    fn watch(&self, prefix: &str, from: Revision) -> BoxStream<'static, Result<WatchBatch, KvError>> {
+        self.wire.watch(
+            Port::Kv,
+            format!("watch {prefix} from {from}"),
+            self.server.watch(prefix, from),
+            batch_text,
+            || KvError::Unavailable("lost on the way".to_owned()),
+            AfterError::Ends,
+        )
+    }
+
+    async fn lease_grant(&self, ttl: Duration) -> Outcome<Lease, KvRefusal> {
+        let server = self.server();
+        let effect = async move { server.lease_grant(ttl).await }.boxed();
+        let call = call(true, format!("grant {ttl:?}"));
+        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+    }
+
+    async fn lease_keep_alive(&self, id: LeaseId) -> Result<Duration, KvError> {
+        let server = self.server();
+        let effect = async move { server.lease_keep_alive(id).await }.boxed();
+        let call = call(false, format!("keep alive {id:x}"));
+        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+    }
+
+    async fn lease_revoke(&self, id: LeaseId) -> Outcome<(), KvRefusal> {
+        let server = self.server();
+        let effect = async move { server.lease_revoke(id).await }.boxed();
+        let call = call(true, format!("revoke {id:x}"));
+        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+    }
+}
+
+/// Writes each key whose revision a transaction is about to compare once more, with the value that it has.
+async fn overtake<P: Kv>(server: &P, when: &[Compare]) {
+    for compare in when {
+        if !matches!(compare.is, Is::ModRevision(revision) if revision > 0) {
+            continue;
+        }
+        for _ in 0..OVERTAKING_TRIES {
+            let Ok(found) = server.range(Range::one(compare.key.clone())).await else { break };
+            let Some(kv) = found.kvs.into_iter().next() else { break };
+            let again = Txn {
+                when: vec![Compare::new(kv.key.clone(), Is::ModRevision(kv.mod_revision))],
+                then: vec![Op::Put { key: kv.key, value: kv.value, lease: kv.lease }],
+                or_else: Vec::new(),
+            };
+            if matches!(server.txn(again).await, Outcome::Done(answer) if answer.succeeded) {
+                break;
+            }
+        }
+    }
+}
+
+// Texts for the trace.
+
+fn keys_text(keys: &Keys) -> String {
+    match keys {
+        Keys::One(key) => key.clone(),
+        Keys::Prefix(prefix) => format!("{prefix}*"),
+        Keys::PrefixFrom { prefix, from } => format!("{prefix}* from {from:?}"),
+    }
+}
+
+fn range_text(range: &Range) -> String {
+    let mut text = format!("range {}", keys_text(&range.keys));
+    if range.limit > 0 {
+        text += &format!(" limit {}", range.limit);
+    }
+    if range.revision > 0 {
+        text += &format!(" at {}", range.revision);
+    }
+    text
+}
+
+fn op_text(op: &Op) -> String {
+    match op {
+        Op::Put { key, value, lease: 0 } => format!("put {key}={}", digest(value)),
+        Op::Put { key, value, lease } => format!("put {key}={} on {lease:x}", digest(value)),
+        Op::Delete(keys) => format!("delete {}", keys_text(keys)),
+        Op::Get(range) => range_text(range),
+    }
+}
+
+fn compare_text(Compare { key, is }: &Compare) -> String {
+    match is {
+        Is::Absent => format!("{key} absent"),
+        Is::Present => format!("{key} present"),
+        Is::ModRevision(revision) => format!("{key} mod {revision}"),
+        Is::CreateRevision(revision) => format!("{key} created {revision}"),
+        Is::Value(value) => format!("{key} is {}", digest(value)),
+        Is::Lease(lease) => format!("{key} on {lease:x}"),
+    }
+}
+
+fn txn_text(txn: &Txn) -> String {
+    let when: Vec<_> = txn.when.iter().map(compare_text).collect();
+    let then: Vec<_> = txn.then.iter().map(op_text).collect();
+    let or_else: Vec<_> = txn.or_else.iter().map(op_text).collect();
+    match (when.is_empty(), or_else.is_empty()) {
+        (true, true) => format!("txn {}", then.join(", ")),
+        (_, true) => format!("txn if {} then {}", when.join(" and "), then.join(", ")),
+        (_, false) => format!("txn if {} then {} else {}", when.join(" and "), then.join(", "), or_else.join(", ")),
+    }
+}
+
+fn batch_text(batch: &WatchBatch) -> String {
+    let event = |event: &WatchEvent| match event {
+        WatchEvent::Put(kv) => format!(" +{}={}", kv.key, digest(&kv.value)),
+        WatchEvent::Delete { key, .. } => format!(" -{key}"),
+    };
+    format!("rev {}{}", batch.header.revision, batch.events.iter().map(event).collect::<String>())
+}
+
+impl Answer for Result<RangeAnswer, KvError> {
+    fn lost() -> Self {
+        Self::unavailable()
+    }
+
+    fn unavailable() -> Self {
+        Err(KvError::Unavailable("lost on the way".to_owned()))
+    }
+
+    fn throttled() -> Self {
+        Self::unavailable()
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Ok(answer) => {
+                let values: Vec<u8> = answer.kvs.iter().flat_map(|kv| kv.value.iter().copied()).collect();
+                format!("rev {}, {} keys {}", answer.header.revision, answer.kvs.len(), digest(&values))
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+impl Answer for Result<Duration, KvError> {
+    fn lost() -> Self {
+        Self::unavailable()
+    }
+
+    fn unavailable() -> Self {
+        Err(KvError::Unavailable("lost on the way".to_owned()))
+    }
+
+    fn throttled() -> Self {
+        Self::unavailable()
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Ok(ttl) => format!("{ttl:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+/// What a write tells when it is done.
+trait Told {
+    fn told(&self) -> String;
+}
+
+impl Told for TxnAnswer {
+    fn told(&self) -> String {
+        format!("{} at {}", if self.succeeded { "then" } else { "else" }, self.header.revision)
+    }
+}
+
+impl Told for Lease {
+    fn told(&self) -> String {
+        format!("lease {:x} for {:?}", self.id, self.ttl)
+    }
+}
+
+impl Told for () {
+    fn told(&self) -> String {
+        "done".to_owned()
+    }
+}
+
+impl<T: Told + Send + 'static> Answer for Outcome<T, KvRefusal> {
+    fn lost() -> Self {
+        Self::Unknown("lost on the way".to_owned())
+    }
+
+    fn unavailable() -> Self {
+        Self::Refused(KvRefusal::Unavailable("not taken".to_owned()))
+    }
+
+    fn throttled() -> Self {
+        Self::Refused(KvRefusal::Unavailable("etcdserver: too many requests".to_owned()))
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Done(value) => value.told(),
+            Self::Refused(refusal) => format!("refused: {refusal}"),
+            Self::Unknown(why) => format!("unknown: {why}"),
+        }
+    }
+}

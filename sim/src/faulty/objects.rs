@@ -1,0 +1,196 @@
+//! The wire to the API server.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use basal_objects::{
+    object::{Object, ObjectKey, Resource},
+    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+};
+use basal_runtime::outcome::Outcome;
+use futures::{
+    FutureExt as _,
+    future::{self, BoxFuture},
+    stream::BoxStream,
+};
+use serde_json::json;
+
+use super::{AfterError, Answer, Faulty, Request};
+use crate::trace::{Call, Port, digest};
+
+/// The annotation that the one who overtakes changes.
+const OVERTAKEN: &str = "sim.basal.io/overtaken";
+
+/// How long a server that asks for a pause asks for.
+const PAUSE: Duration = Duration::from_secs(1);
+
+fn call(write: bool, request: String) -> Call {
+    Call { number: None, port: Port::Objects, write, request }
+}
+
+#[async_trait]
+impl<P: Objects> Objects for Faulty<P> {
+    async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError> {
+        let call = call(false, format!("get {} {key}", resource.plural));
+        let (server, key) = (self.server(), key.clone());
+        let effect = async move { server.get(resource, &key).await }.boxed();
+        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+    }
+
+    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+        let call = call(false, format!("list {} {}", resource.plural, scope_text(scope)));
+        let (server, scope) = (self.server(), scope.clone());
+        let effect = async move { server.list(resource, &scope, freshness).await }.boxed();
+        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+    }
+
+    fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
+        self.wire.watch(
+            Port::Objects,
+            format!("watch {} {}", resource.plural, scope_text(scope)),
+            self.server.watch(resource, scope),
+            event_text,
+            || ReadError::Unavailable("lost on the way".to_owned()),
+            AfterError::GoesOn,
+        )
+    }
+
+    async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
+        let body = digest(object.0.to_string().as_bytes());
+        let call = call(true, format!("create {} {} {body}", resource.plural, object.key()));
+        let server = self.server();
+        let effect = async move { server.create(resource, object).await }.boxed();
+        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+    }
+
+    async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
+        let MergePatch { resource_version, subresource, body, .. } = &patch;
+        let part = subresource.map(|part| format!("/{part}")).unwrap_or_default();
+        let call = call(true, format!("patch {} {key}{part} at {resource_version} {body}", resource.plural));
+        let overtaking = overtake(self.server(), resource, key);
+        let (server, key) = (self.server(), key.clone());
+        let effect = async move { server.patch(resource, &key, patch).await }.boxed();
+        self.wire.call(Request { call, effect, overtaking }).await
+    }
+
+    async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal> {
+        let call = call(true, format!("delete {} {key} at {}", resource.plural, only_if.resource_version));
+        let overtaking = overtake(self.server(), resource, key);
+        let (server, key) = (self.server(), key.clone());
+        let effect = async move { server.delete(resource, &key, only_if).await }.boxed();
+        self.wire.call(Request { call, effect, overtaking }).await
+    }
+}
+
+/// Changes an annotation, so that what was read before is old.
+fn overtake<P: Objects>(server: Arc<P>, resource: Resource, key: &ObjectKey) -> BoxFuture<'static, ()> {
+    let key = key.clone();
+    async move {
+        let Ok(Some(seen)) = server.get(resource, &key).await else { return };
+        let patch = MergePatch {
+            resource_version: seen.resource_version().to_owned(),
+            uid: seen.uid().to_owned(),
+            subresource: None,
+            body: json!({"metadata": {"annotations": {OVERTAKEN: seen.resource_version()}}}),
+        };
+        // Nothing lies between this and the read.
+        drop(server.patch(resource, &key, patch).await);
+    }
+    .boxed()
+}
+
+// Texts for the trace.
+
+fn scope_text(scope: &Scope) -> String {
+    let mut text = scope.namespace.clone().unwrap_or_else(|| "*".to_owned());
+    for selector in [&scope.labels, &scope.fields].into_iter().flatten() {
+        text += &format!(" [{selector}]");
+    }
+    text
+}
+
+fn object_text(object: &Object) -> String {
+    format!("{}@{}", object.key(), object.resource_version())
+}
+
+fn event_text(event: &ObjectEvent) -> String {
+    match event {
+        ObjectEvent::Restarted => "restarted".to_owned(),
+        ObjectEvent::Listed(object) => format!("listed {}", object_text(object)),
+        ObjectEvent::InSync => "in sync".to_owned(),
+        ObjectEvent::Applied(object) => format!("applied {}", object_text(object)),
+        ObjectEvent::Deleted(object) => format!("deleted {}", object_text(object)),
+    }
+}
+
+/// What a call tells when it is done.
+trait Told {
+    fn told(&self) -> String;
+}
+
+impl Told for () {
+    fn told(&self) -> String {
+        "done".to_owned()
+    }
+}
+
+impl Told for Object {
+    fn told(&self) -> String {
+        object_text(self)
+    }
+}
+
+impl Told for Option<Object> {
+    fn told(&self) -> String {
+        self.as_ref().map_or_else(|| "nothing".to_owned(), object_text)
+    }
+}
+
+impl Told for ObjectList {
+    fn told(&self) -> String {
+        format!("{} objects at {}", self.items.len(), self.resource_version)
+    }
+}
+
+impl<T: Told + Send + 'static> Answer for Result<T, ReadError> {
+    fn lost() -> Self {
+        Self::unavailable()
+    }
+
+    fn unavailable() -> Self {
+        Err(ReadError::Unavailable("lost on the way".to_owned()))
+    }
+
+    fn throttled() -> Self {
+        Err(ReadError::TooManyRequests { retry_after: Some(PAUSE) })
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Ok(value) => value.told(),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+impl<T: Told + Send + 'static> Answer for Outcome<T, Refusal> {
+    fn lost() -> Self {
+        Self::Unknown("lost on the way".to_owned())
+    }
+
+    fn unavailable() -> Self {
+        Self::Refused(Refusal::Unavailable("not taken".to_owned()))
+    }
+
+    fn throttled() -> Self {
+        Self::Refused(Refusal::TooManyRequests { retry_after: Some(PAUSE) })
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Done(value) => value.told(),
+            Self::Refused(refusal) => format!("refused: {refusal}"),
+            Self::Unknown(why) => format!("unknown: {why}"),
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The promise that nothing may break: no block has two owners, no block in use is free, quarantine is kept.
+//!
+//! [`BlockSafety`] looks at the stores themselves: the ledger's cells, the CiliumNodes, the node records. What it
+//! finds must hold after every single change, whoever made it.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use basal_crds::kvstore::{NodeRecord, keys::NODES_PREFIX};
+use basal_ipam::{
+    cell::{Block, BlockState, Cell},
+    prefix::PodCidr,
+};
+use basal_kvstore::ledger::{LedgerKey, LedgerKeys};
+use basal_objects::object::{Object, resources};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{kv::ModelKv, objects::ModelObjects};
+
+/// Where something says that a block is a node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A claim in the ledger.
+    Claim(BlockState),
+    /// `spec.ipam.podCIDRs` of a CiliumNode.
+    Spec,
+    /// A node record in etcd.
+    Record,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim(state) => write!(f, "the ledger ({})", state.as_str()),
+            Self::Spec => f.write_str("its CiliumNode"),
+            Self::Record => f.write_str("its node record"),
+        }
+    }
+}
+
+/// Something says that a block is a node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// The block.
+    pub block: PodCidr,
+    /// The node's name.
+    pub node: String,
+    /// What says so.
+    pub source: Source,
+}
+
+/// A broken promise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Breach {
+    /// Two nodes hold addresses in common.
+    #[error(
+        "{} is {}'s by {}, and {} is {}'s by {}",
+        .0.block, .0.node, .0.source, .1.block, .1.node, .1.source
+    )]
+    TwoOwners(Box<Holding>, Box<Holding>),
+    /// A claim went while the block was still in use.
+    #[error("{} is free in the ledger, and {}'s by {}", .0.block, .0.node, .0.source)]
+    FreeInUse(Holding),
+    /// A claim went, or passed to another node, without quarantine.
+    #[error("{block} left {node} without quarantine")]
+    NoQuarantine {
+        /// The block.
+        block: PodCidr,
+        /// Whose it was.
+        node: String,
+    },
+    /// A claim left quarantine too soon.
+    #[error("{block} left quarantine after {rested:?}")]
+    ShortQuarantine {
+        /// The block.
+        block: PodCidr,
+        /// How long it was there.
+        rested: Duration,
+    },
+    /// A cell cannot be read.
+    #[error("{key} cannot be read: {why}")]
+    BadCell {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Claim {
+    block: Block,
+    quarantined: Option<Instant>,
+}
+
+/// The watcher over the blocks of one cluster. It remembers the claims of the last look, so it must see every change.
+#[derive(Debug)]
+pub struct BlockSafety {
+    keys: LedgerKeys,
+    quarantine: Duration,
+    claims: BTreeMap<PodCidr, Claim>,
+    /// What was in use under a claim of its own when last looked at.
+    covered: Vec<(PodCidr, String)>,
+}
+
+impl BlockSafety {
+    /// For the cluster of this name, whose blocks rest at least `quarantine` before they are granted again.
+    #[must_use]
+    pub fn new(cluster: &str, quarantine: Duration) -> Self {
+        let keys = LedgerKeys::new(cluster);
+        Self { keys, quarantine, claims: BTreeMap::new(), covered: Vec::new() }
+    }
+
+    /// Forgets the last look, for a scenario that puts an older state back on purpose.
+    pub fn forget(&mut self) {
+        self.claims.clear();
+        self.covered.clear();
+    }
+
+    /// Looks.
+    ///
+    /// # Errors
+    /// The first broken promise.
+    pub fn look(&mut self, kv: &ModelKv, objects: &ModelObjects) -> Result<(), Breach> {
+        let contents = kv.contents();
+        let claims = self.read_claims(&contents)?;
+        let uses = uses(&contents, &objects.all(&resources::CILIUM_NODE));
+        let claimed = claims.iter().map(|(block, claim)| Holding {
+            block: *block,
+            node: claim.block.node.as_str().to_owned(),
+            source: Source::Claim(claim.block.state),
+        });
+        one_owner(claimed.chain(uses.iter().cloned()).collect())?;
+        self.check_frees(&claims, &uses)?;
+        self.check_quarantine(&claims)?;
+        let covers = |holding: &&Holding| {
+            claims.get(&holding.block).is_some_and(|claim| claim.block.node.as_str() == holding.node)
+        };
+        self.covered = uses.iter().filter(covers).map(|holding| (holding.block, holding.node.clone())).collect();
+        self.claims = claims;
+        Ok(())
+    }
+
+    fn read_claims(&self, contents: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<PodCidr, Claim>, Breach> {
+        let now = Instant::now();
+        let mut claims = BTreeMap::new();
+        for (key, value) in contents.range(self.keys.prefix().to_owned()..) {
+            let Some(LedgerKey::Cell(id)) = self.keys.parse(key) else { continue };
+            let cell = Cell::from_json(id, value)
+                .map_err(|error| Breach::BadCell { key: key.clone(), why: error.to_string() })?;
+            for (at, block) in cell.blocks() {
+                let quarantined = (block.state == BlockState::Quarantined).then(|| {
+                    let since = self.claims.get(at).and_then(|claim| claim.quarantined);
+                    since.unwrap_or(now)
+                });
+                claims.insert(*at, Claim { block: block.clone(), quarantined });
+            }
+        }
+        Ok(claims)
+    }
+
+    fn check_frees(&self, claims: &BTreeMap<PodCidr, Claim>, uses: &[Holding]) -> Result<(), Breach> {
+        let freed = uses.iter().find(|holding| {
+            let was_covered = self.covered.iter().any(|(block, node)| (block, node) == (&holding.block, &holding.node));
+            was_covered && !claims.contains_key(&holding.block)
+        });
+        freed.map_or(Ok(()), |holding| Err(Breach::FreeInUse(holding.clone())))
+    }
+
+    fn check_quarantine(&self, claims: &BTreeMap<PodCidr, Claim>) -> Result<(), Breach> {
+        for (at, before) in &self.claims {
+            let stays = claims.get(at).is_some_and(|now| now.block.node == before.block.node);
+            if stays {
+                continue;
+            }
+            let node = before.block.node.as_str().to_owned();
+            let Some(since) = before.quarantined else { return Err(Breach::NoQuarantine { block: *at, node }) };
+            if since.elapsed() < self.quarantine {
+                return Err(Breach::ShortQuarantine { block: *at, rested: since.elapsed() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What CiliumNodes and node records say. What does not parse holds nothing: nobody can use it.
+fn uses(contents: &BTreeMap<String, Vec<u8>>, cilium_nodes: &[Object]) -> Vec<Holding> {
+    let specs = cilium_nodes.iter().flat_map(|object| {
+        let list = object.0.pointer("/spec/ipam/podCIDRs").and_then(Value::as_array);
+        let texts = list.into_iter().flatten().filter_map(Value::as_str);
+        texts.filter_map(|text| holding(text, object.name(), Source::Spec)).collect::<Vec<_>>()
+    });
+    let records = contents
+        .range(NODES_PREFIX.to_owned()..)
+        .take_while(|(key, _)| key.starts_with(NODES_PREFIX))
+        .filter_map(|(_, value)| NodeRecord::parse(value).ok())
+        .flat_map(|record| {
+            let holding = |cidr| holding(&format!("{cidr}"), record.name.as_str(), Source::Record);
+            record.cidrs().filter_map(holding).collect::<Vec<_>>()
+        });
+    specs.chain(records).collect()
+}
+
+fn holding(block: &str, node: &str, source: Source) -> Option<Holding> {
+    Some(Holding { block: block.parse().ok()?, node: node.to_owned(), source })
+}
+
+/// Whether every address has at most one owner.
+fn one_owner(mut holdings: Vec<Holding>) -> Result<(), Breach> {
+    holdings.sort_by_key(|holding| (holding.block.family(), holding.block.first(), holding.block.last()));
+    let mut furthest: Option<Holding> = None;
+    for holding in holdings {
+        let Some(before) = furthest else {
+            furthest = Some(holding);
+            continue;
+        };
+        // Of all blocks that reach into this one, the one that reaches furthest does: if it is the same node's, so are
+        // the others, because they share addresses with it.
+        if before.block.overlaps(&holding.block) && before.node != holding.node {
+            return Err(Breach::TwoOwners(Box::new(before), Box::new(holding)));
+        }
+        let farther = before.block.family() != holding.block.family() || holding.block.last() > before.block.last();
+        furthest = Some(if farther { holding } else { before });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use basal_crds::names::{ClusterId, ClusterName};
+    use basal_ipam::{cell::CellId, names::NodeName};
+    use basal_kvstore::kv::{Keys, Kv as _, Op, Txn};
+    use basal_objects::{object::ObjectKey, port::Objects as _};
+    use basal_runtime::{env::SeededEnv, outcome::Outcome};
+    use serde_json::json;
+
+    use super::*;
+
+    const REST: Duration = Duration::from_secs(300);
+
+    struct Stage {
+        kv: ModelKv,
+        objects: ModelObjects,
+        safety: BlockSafety,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let objects = ModelObjects::new(Arc::new(SeededEnv::new(1)));
+            objects.define(&resources::CILIUM_NODE, false).unwrap();
+            Self { kv: ModelKv::new(1), objects, safety: BlockSafety::new("default", REST) }
+        }
+
+        async fn write(&self, op: Op) {
+            assert!(self.kv.txn(Txn { then: vec![op], ..Txn::default() }).await.is_done());
+        }
+
+        /// Writes the cell 10.0.0.0/16 with these blocks.
+        async fn ledger(&self, blocks: &[(&str, &str, BlockState)]) {
+            let id = CellId::new("10.0.0.0/16".parse().unwrap());
+            let mut cell = Cell::new(id, "10.0.0.0/8".parse().unwrap(), 24).unwrap();
+            for (at, node, state) in blocks {
+                let block = Block { state: *state, node: NodeName::new(node).unwrap(), uid: None };
+                cell.set(at.parse().unwrap(), block).unwrap();
+            }
+            let key = LedgerKeys::new("default").cell(id);
+            self.write(Op::Put { key, value: cell.to_json().unwrap(), lease: 0 }).await;
+        }
+
+        async fn spec(&self, node: &str, cidrs: &[&str]) {
+            let key = ObjectKey::cluster(node);
+            if let Some(old) = self.objects.get(resources::CILIUM_NODE, &key).await.unwrap() {
+                let only_if = basal_objects::port::Preconditions {
+                    uid: old.uid().to_owned(),
+                    resource_version: old.resource_version().to_owned(),
+                };
+                assert!(self.objects.delete(resources::CILIUM_NODE, &key, only_if).await.is_done());
+            }
+            let object = json!({
+                "apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": node},
+                "spec": {"ipam": {"podCIDRs": cidrs}},
+            });
+            assert!(matches!(self.objects.create(resources::CILIUM_NODE, Object(object)).await, Outcome::Done(_)));
+        }
+
+        async fn record(&self, node: &str, cidr: &str) {
+            let name = basal_crds::names::NodeName::new(node).unwrap();
+            let cluster = ClusterName::new("default").unwrap();
+            let mut record = NodeRecord::new(name.clone(), cluster.clone(), ClusterId::default());
+            record.ipv4_cidrs = vec![cidr.parse().unwrap()];
+            let key = basal_crds::kvstore::keys::node(&cluster, &name);
+            self.write(Op::Put { key, value: record.to_json().into_bytes(), lease: 0 }).await;
+        }
+
+        fn look(&mut self) -> Result<(), Breach> {
+            self.safety.look(&self.kv, &self.objects)
+        }
+    }
+
+    use BlockState::{Granted, Quarantined};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_life_of_a_block_breaks_nothing() {
+        let mut stage = Stage::new();
+        stage.look().unwrap();
+        stage.ledger(&[("10.0.0.0/24", "a", Granted), ("10.0.1.0/24", "b", Granted)]).await;
+        stage.look().unwrap();
+        stage.spec("a", &["10.0.0.0/24", "no CIDR"]).await;
+        stage.record("a", "10.0.0.0/24").await;
+        stage.look().unwrap();
+        stage.spec("a", &[]).await;
+        stage.write(Op::Delete(Keys::Prefix(NODES_PREFIX.to_owned()))).await;
+        stage.ledger(&[("10.0.0.0/24", "a", Quarantined), ("10.0.1.0/24", "b", Granted)]).await;
+        stage.look().unwrap();
+        tokio::time::advance(REST).await;
+        stage.ledger(&[("10.0.0.0/24", "c", Granted), ("10.0.1.0/24", "b", Granted)]).await;
+        stage.look().unwrap();
+    }
+
+    #[tokio::test]
+    async fn two_owners_are_found_wherever_they_stand() {
+        let two_owners = |stage: &mut Stage| match stage.look() {
+            Err(Breach::TwoOwners(one, other)) => (one.source, other.source),
+            other => panic!("{other:?}"),
+        };
+        let mut stage = Stage::new();
+        stage.ledger(&[("10.0.0.0/24", "a", Granted)]).await;
+        stage.spec("b", &["10.0.0.128/25"]).await;
+        assert_eq!(two_owners(&mut stage), (Source::Claim(Granted), Source::Spec));
+
+        let mut stage = Stage::new();
+        stage.ledger(&[("10.0.0.0/24", "a", Quarantined)]).await;
+        stage.record("b", "10.0.0.0/24").await;
+        assert_eq!(two_owners(&mut stage), (Source::Claim(Quarantined), Source::Record));
+
+        let mut stage = Stage::new();
+        stage.spec("a", &["10.0.0.0/16"]).await;
+        stage.spec("b", &["10.0.1.0/24"]).await;
+        stage.spec("c", &["10.1.0.0/24"]).await;
+        assert_eq!(two_owners(&mut stage), (Source::Spec, Source::Spec));
+    }
+
+    #[tokio::test]
+    async fn a_block_that_is_freed_in_use_is_found() {
+        let mut stage = Stage::new();
+        stage.spec("a", &["10.0.0.0/24"]).await;
+        // Nobody has adopted it yet: that is no breach.
+        stage.look().unwrap();
+        stage.ledger(&[("10.0.0.0/24", "a", Quarantined)]).await;
+        stage.look().unwrap();
+        stage.ledger(&[]).await;
+        assert!(matches!(stage.look(), Err(Breach::FreeInUse(holding)) if holding.source == Source::Spec));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_block_that_does_not_rest_is_found() {
+        let mut stage = Stage::new();
+        stage.ledger(&[("10.0.0.0/24", "a", Granted)]).await;
+        stage.look().unwrap();
+        stage.ledger(&[("10.0.0.0/24", "b", Granted)]).await;
+        assert!(matches!(stage.look(), Err(Breach::NoQuarantine { node, .. }) if node == "a"));
+
+        let mut stage = Stage::new();
+        stage.ledger(&[("10.0.0.0/24", "a", Quarantined)]).await;
+        stage.look().unwrap();
+        tokio::time::advance(REST / 2).await;
+        stage.ledger(&[]).await;
+        assert_eq!(
+            stage.look(),
+            Err(Breach::ShortQuarantine { block: "10.0.0.0/24".parse().unwrap(), rested: REST / 2 })
+        );
+    }
+
+    #[tokio::test]
+    async fn a_cell_that_cannot_be_read_is_found() {
+        let mut stage = Stage::new();
+        let key = LedgerKeys::new("default").cell(CellId::new("10.0.0.0/16".parse().unwrap()));
+        stage.write(Op::Put { key, value: b"{}".to_vec(), lease: 0 }).await;
+        assert!(matches!(stage.look(), Err(Breach::BadCell { .. })));
+    }
+}

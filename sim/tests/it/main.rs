@@ -1,0 +1,9 @@
+//! The models against the real servers, and the world with processes in it.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod explorer;
+mod faults;
+mod real_apiserver;
+mod real_etcd;
+mod replay;
