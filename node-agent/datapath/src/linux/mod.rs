@@ -3,6 +3,7 @@
 //!
 //! Everything happens in the network namespace of the thread that made the [`LinuxKernel`] and on one bpffs.
 
+mod clsact;
 mod fault;
 mod hooks;
 mod links;
@@ -15,10 +16,12 @@ mod programs;
 mod routes;
 mod sys;
 mod sysctl;
+mod tcx;
 
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use async_trait::async_trait;
@@ -34,7 +37,7 @@ use crate::{
     op::Op,
 };
 
-/// Where things are. The default is what a node has.
+/// Where things are, and how programs are attached. The default is what a node has.
 #[derive(Debug, Clone)]
 pub struct Paths {
     /// The mounted bpffs.
@@ -43,11 +46,13 @@ pub struct Paths {
     pub sysctl: PathBuf,
     /// The `nft` command.
     pub nft: PathBuf,
+    /// Attach by tcx links where the kernel has them (Cilium's `enable-tcx`), else by clsact filters.
+    pub tcx: bool,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into() }
+        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into(), tcx: true }
     }
 }
 
@@ -80,6 +85,10 @@ pub struct LinuxKernel {
     paths: Paths,
     netlink: rtnetlink::Handle,
     maps: PinnedMaps,
+    /// Attach by tcx links.
+    tcx: bool,
+    /// Whether anything was read yet.
+    has_read: AtomicBool,
     /// Drives the netlink socket.
     connection: TaskHandle,
 }
@@ -93,7 +102,8 @@ impl LinuxKernel {
         let (connection, netlink, _) = rtnetlink::new_connection()?;
         let connection = env.spawn("netlink", Box::pin(connection));
         let maps = PinnedMaps::new(paths.maps());
-        Ok(Self { env: SharedEnv::clone(env), paths, netlink, maps, connection })
+        let tcx = paths.tcx && probe::has_tcx();
+        Ok(Self { env: SharedEnv::clone(env), paths, netlink, maps, tcx, has_read: AtomicBool::new(false), connection })
     }
 
     /// The pinned maps, for counters and listings.
@@ -113,8 +123,8 @@ impl LinuxKernel {
             Op::UnloadPrograms(hash) => programs::unload(&self.paths, *hash),
             Op::PutRow(row) => self.maps.put(row),
             Op::DeleteRow { map, key } => self.maps.delete(*map, key),
-            Op::Attach(hook, hash) => hooks::attach(&self.paths, hook, *hash),
-            Op::Detach(hook) => hooks::detach(&self.paths, hook),
+            Op::Attach(hook, hash) => hooks::attach(&self.netlink, &self.paths, self.tcx, hook, *hash).await,
+            Op::Detach(hook) => hooks::detach(&self.netlink, &self.paths, hook).await,
             Op::SetRoute(key, route) => routes::set(&self.netlink, key, route).await,
             Op::DeleteRoute(key) => routes::delete(&self.netlink, key).await,
             Op::SetNft(name, table) => nft::set(&self.paths.nft, name, table).await,
@@ -132,9 +142,11 @@ impl Kernel for LinuxKernel {
         sysctl::read(&self.paths.sysctl, &mut observed.state)?;
         let loaded = programs::read(&self.paths)?;
         self.maps.read(&mut observed.state)?;
-        hooks::read(&self.paths, &loaded, &mut observed)?;
+        let every_slot = !self.has_read.load(Ordering::Relaxed);
+        hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
         observed.state.programs = loaded.into_hashes();
         observed.state.nft = nft::read(&self.paths.nft).await?;
+        self.has_read.store(true, Ordering::Relaxed);
         Ok(observed)
     }
 

@@ -15,15 +15,17 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_BPF: u32 = 39;
 /// `BPF_FS_MAGIC` (linux/magic.h).
 const BPFFS_MAGIC: i64 = 0xcafe_4a11;
-/// tcx links came with this kernel.
-const MINIMUM_KERNEL: (u32, u32) = (6, 6);
+/// `bpf_redirect_peer` came with this kernel, which is Cilium's minimum too.
+const MINIMUM_KERNEL: (u32, u32) = (5, 10);
+/// tcx links came with this one.
+const TCX_KERNEL: (u32, u32) = (6, 6);
 
 /// Something that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
     /// A capability of this process, by its name.
     Capability(&'static str),
-    /// The kernel is older than what programs are attached with.
+    /// The kernel is older than what programs use.
     Kernel(String),
     /// No bpffs is mounted at the path.
     Bpffs(String),
@@ -64,7 +66,7 @@ impl fmt::Display for Missing {
             }
             Self::Kernel(release) => write!(
                 f,
-                "kernel {release} is too old: programs are attached with tcx links, which came with {}.{}",
+                "kernel {release} is too old: programs need {}.{} or later",
                 MINIMUM_KERNEL.0, MINIMUM_KERNEL.1
             ),
             Self::Bpffs(path) => write!(f, "no bpffs is mounted at {path}; mount it: mount -t bpf bpf {path}"),
@@ -79,7 +81,7 @@ impl fmt::Display for Missing {
 #[must_use]
 pub fn probe(paths: &Paths) -> Vec<Missing> {
     let mut missing = capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default());
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release();
     if kernel_version(&release).is_none_or(|version| version < MINIMUM_KERNEL) {
         missing.push(Missing::Kernel(release.trim_end().to_owned()));
     }
@@ -98,6 +100,15 @@ pub fn probe(paths: &Paths) -> Vec<Missing> {
         missing.push(Missing::Object);
     }
     missing
+}
+
+/// True when the kernel has tcx links.
+pub(super) fn has_tcx() -> bool {
+    kernel_version(&release()).is_some_and(|version| version >= TCX_KERNEL)
+}
+
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
 fn writable(path: &Path) -> io::Result<()> {
@@ -143,6 +154,6 @@ mod tests {
         assert_eq!(kernel_version("6.18.44-custom\n"), Some((6, 18)));
         assert_eq!(kernel_version("5.10.0"), Some((5, 10)));
         assert_eq!(kernel_version("unknown"), None);
-        assert!((6, 18) > MINIMUM_KERNEL && (5, 10) < MINIMUM_KERNEL);
+        assert!((6, 18) > TCX_KERNEL && (5, 10) < TCX_KERNEL);
     }
 }

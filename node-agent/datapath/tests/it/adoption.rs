@@ -1,31 +1,53 @@
 //! A new agent, new programs, and traffic that notices neither.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    io::Read as _,
+    process::{Child, Command, Stdio},
+};
 
 use basal_datapath::{op::Op, state::Hook};
 use basal_maps::spec;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::harness::{Netns, pair, sandbox};
 
-/// A hundred pings a second until the child is told to stop.
-fn ping(from: &Netns, to: &str) -> Child {
-    from.enter(|| {
-        Command::new("ping")
-            .args(["-n", "-q", "-i", "0.01", "-W", "5", to])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("ping cannot be run ({error}); install it"))
-    })
+/// A hundred pings a second, until it is stopped or dropped.
+struct Pings(Child);
+
+impl Pings {
+    fn start(from: &Netns, to: &str) -> Self {
+        Self(from.enter(|| {
+            Command::new("ping")
+                .args(["-n", "-q", "-i", "0.01", "-W", "5", to])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap_or_else(|error| panic!("ping cannot be run ({error}); install it"))
+        }))
+    }
+
+    /// Fails unless every ping was answered; the last one may still be under way.
+    fn must_have_been_answered(mut self) {
+        let pid = Pid::from_raw(self.0.id().cast_signed());
+        kill(pid, Signal::SIGINT).unwrap();
+        let mut output = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+        let line = output.lines().find(|line| line.contains("packets transmitted")).unwrap();
+        let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u64>().ok());
+        let (sent, answered) = (numbers.next().unwrap(), numbers.next().unwrap());
+        assert!(sent > 0 && sent - answered <= 1, "{line}");
+    }
 }
 
-/// Stops it; gives how many pings it sent and how many were answered.
-fn stop(child: Child) -> (u64, u64) {
-    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-    let line = output.lines().find(|line| line.contains("packets transmitted")).unwrap();
-    let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
-    (numbers.next().unwrap(), numbers.next().unwrap())
+impl Drop for Pings {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed.
+        self.0.kill().unwrap_or_default();
+        self.0.wait().unwrap();
+    }
 }
 
 #[test]
@@ -52,9 +74,12 @@ fn replacing_all_programs_loses_no_packet() {
         pod_one.ping("10.1.2.7").unwrap();
         pod_three.ping("10.1.1.7").unwrap();
 
-        let pings = [ping(&pod_one, "10.1.2.7"), ping(&pod_three, "10.1.1.7"), ping(&pod_two, "fd00:1:1::8")];
+        let pings = [
+            Pings::start(&pod_one, "10.1.2.7"),
+            Pings::start(&pod_three, "10.1.1.7"),
+            Pings::start(&pod_two, "fd00:1:1::8"),
+        ];
         for number in 0..5 {
-            let first = one.plan.clone();
             // Another MTU is another constant, so another set of programs.
             one.plan.device_mtu = 1499 - number;
             let ops = one.converge().concat();
@@ -62,15 +87,10 @@ fn replacing_all_programs_loses_no_packet() {
             assert!(ops.iter().any(|op| matches!(op, Op::UnloadPrograms(_))));
             let replaced = ops.iter().filter(|op| matches!(op, Op::Attach(..))).count();
             assert_eq!(replaced, 9, "five hooks of devices, two of endpoints, two slots");
-            assert!(one.read().state.hooks.values().all(|hash| one.read().state.programs.contains(hash)));
-            assert_ne!(one.plan, first);
+            let state = one.read().state;
+            assert!(state.programs.len() == 1 && state.hooks.values().all(|hash| state.programs.contains(hash)));
         }
-        for child in pings {
-            let (sent, answered) = stop(child);
-            assert!(sent > 0);
-            // The last one may still be under way.
-            assert!(sent - answered <= 1, "{sent} sent, {answered} answered");
-        }
+        pings.into_iter().for_each(Pings::must_have_been_answered);
     });
 }
 
@@ -100,5 +120,36 @@ fn a_map_that_is_made_otherwise_is_replaced_and_filled() {
         assert!(rounds.concat().iter().any(|op| matches!(op, Op::Attach(Hook::Policy { id: 7 }, _))));
         pod_one.ping("10.1.2.7").unwrap();
         assert_eq!(one.converge(), Vec::<Vec<Op>>::new());
+    });
+}
+
+#[test]
+fn programs_move_between_tcx_and_clsact_without_losing_a_packet() {
+    sandbox(|bpffs| {
+        let (mut one, mut two) = pair(bpffs);
+        let pod_one = one.add_pod(7, 1111);
+        let _pod_two = two.add_pod(7, 2222);
+        one.converge();
+        two.converge();
+        let link = one.plan.endpoints[&7].link.clone();
+        let pings = Pings::start(&pod_one, "10.1.2.7");
+        for (tcx, filters) in [(false, 1), (true, 0), (false, 1)] {
+            one.paths.tcx = tcx;
+            let moved = one.converge().concat();
+            assert_eq!(moved.iter().filter(|op| matches!(op, Op::Attach(..))).count(), 6, "{moved:#?}");
+            assert_eq!(one.converge(), Vec::<Vec<Op>>::new());
+            let listed = one.netns.run(&format!("tc filter show dev {link} ingress")).unwrap();
+            assert_eq!(listed.matches("direct-action").count(), filters, "{listed}");
+        }
+        // New programs take the filters' places.
+        one.plan.device_mtu = 1490;
+        one.converge();
+        let listed = one.netns.run(&format!("tc filter show dev {link} ingress")).unwrap();
+        assert_eq!(listed.matches("direct-action").count(), 1, "{listed}");
+        pings.must_have_been_answered();
+
+        one.plan.endpoints.clear();
+        one.converge();
+        assert_eq!(one.read().state.hooks.len(), 5);
     });
 }

@@ -244,3 +244,20 @@ fn the_outside_sees_the_node() {
         assert_eq!(tcp_source(&outside, "[::]:80", &pod_one, "[fd16::2]:80").ip().to_string(), "fd16::1");
     });
 }
+
+#[test]
+fn the_tunnel_runs_over_ipv6_too() {
+    sandbox(|bpffs| {
+        let (mut one, mut two) = pair(bpffs);
+        for (node, remote) in [(&mut one, "fd77::2"), (&mut two, "fd77::1")] {
+            node.plan.underlay_ipv6 = true;
+            node.plan.remote_nodes.values_mut().for_each(|node| node.tunnel_endpoint = remote.parse().unwrap());
+        }
+        let (pod_one, pod_two) = (one.add_pod(7, POD_ONE), two.add_pod(7, POD_TWO));
+        one.converge();
+        two.converge();
+        assert_eq!(vnis(&two, 2, || drop(pod_one.ping("10.1.2.7").unwrap())), [POD_ONE, POD_TWO]);
+        pod_one.ping("fd00:1:2::7").unwrap();
+        assert_eq!(tcp_source(&pod_two, "0.0.0.0:80", &pod_one, "10.1.2.7:80").ip().to_string(), "10.1.1.7");
+    });
+}

@@ -1,13 +1,14 @@
 //! Desired state becomes observed state, and stays it.
 
 use basal_datapath::{
-    kernel::{Kernel as _, OpError},
+    kernel::{Kernel as _, KernelEvent, OpError},
     names::IfName,
     op::Op,
     rows,
     state::{LinkKind, NodeState, RouteKey},
 };
 use basal_runtime::outcome::Outcome;
+use futures::StreamExt as _;
 
 use crate::harness::{node, remote, sandbox};
 
@@ -137,6 +138,25 @@ fn refusals_say_what_is_missing() {
             assert!(matches!(route, OpError::NoLink { .. }), "{route}");
             let row = refused(Op::PutRow(rows::host([10, 0, 0, 1].into()))).await;
             assert!(row.to_string().contains("load programs first"), "{row}");
+        });
+    });
+}
+
+#[test]
+fn changes_by_others_are_told() {
+    sandbox(|bpffs| {
+        let node = node(bpffs, 1);
+        node.with(async |kernel| {
+            let mut events = kernel.events();
+            for (command, event) in [
+                ("link add d0 type veth peer name d1", KernelEvent::Link),
+                ("addr add 10.9.0.1/24 dev d0", KernelEvent::Address),
+                ("link set d0 up", KernelEvent::Link),
+                ("route add 10.8.0.0/16 dev d0", KernelEvent::Route),
+            ] {
+                node.netns.ip(command);
+                while events.next().await.unwrap() != event {}
+            }
         });
     });
 }
