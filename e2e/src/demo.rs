@@ -56,7 +56,7 @@ pub(crate) fn run(cluster: &Cluster) -> anyhow::Result<()> {
     );
     print(&format!(
         "\nOne of these packets on the wire between the nodes, as tcpdump saw it:\n\n{}\n\n\
-         Its VNI {} is the security identity of {}:\n{}\n",
+         Its VNI {} is the security identity of {}:\n{}",
         packet.lines, packet.vni, from.name, from.labels
     ))?;
 
@@ -147,11 +147,18 @@ fn blocks(cluster: &Cluster) -> anyhow::Result<String> {
 /// Runs kubectl and answers the command line with its output below, for the screen.
 fn kubectl(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
     let output = cluster.kubectl()?.args(words).text()?;
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     Ok(indented(&format!("$ kubectl {}\n{output}", words.join(" "))))
 }
 
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=./:,@".contains(letter);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("    {}\n", line.trim_end())).collect()
+    text.lines().map(|line| format!("    {line}").trim_end().to_owned() + "\n").collect()
 }
 
 /// tcpdump on the underlay bridge. Dropping it ends it.

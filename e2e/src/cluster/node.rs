@@ -62,7 +62,7 @@ impl Node {
         for image in IMAGES {
             this.import_image(&parts::cache_dir()?.join("images").join(format!("{image}.tar")))?;
         }
-        this.run("cp").args(["/usr/lib/cni/loopback", "/opt/cni/bin/"]).done()?;
+        this.run("cp").args(["/usr/lib/cni/loopback", "/usr/lib/cni/portmap", "/opt/cni/bin/"]).done()?;
         this.start_kubelet(dir, state)?;
         this.start_kube_proxy(dir, state)?;
         Ok(this)
