@@ -18,9 +18,10 @@ use basal_operator::{
 };
 use basal_runtime::{controller::ControllerMetrics, metrics::Metrics, outcome::Outcome, readiness::Readiness};
 use basal_sim::{
+    explore,
     process::{ProcessPorts, Restart},
     safety::BlockSafety,
-    world::{Options, Trouble, World, simulate},
+    world::{Options, Trouble, World},
 };
 use serde_json::{Value, json};
 
@@ -40,19 +41,23 @@ pub(crate) fn pool(ipv4: &[&str], ipv6: &[&str]) -> PoolConfig {
     PoolConfig::new(&PoolSettings { ipv4: family(ipv4, 24), ipv6: family(ipv6, 120) }).unwrap()
 }
 
+/// Looks for two owners, and for blocks that were freed too early, after each change.
+pub(crate) fn watch_over(world: &World) {
+    let mut safety = BlockSafety::new("default", QUARANTINE);
+    world.watch_over(Box::new(move |world: &World| {
+        safety.look(world.kv(), world.objects()).map_err(|breach| breach.to_string())
+    }));
+}
+
 /// Runs a scenario; what goes wrong is reported with the end of the trace.
 pub(crate) fn run(seed: u64, scenario: impl AsyncFnOnce(&World) -> Result<(), Trouble>) {
-    let (result, report) = simulate(Options::seeded(seed), async |world| {
-        let mut safety = BlockSafety::new("default", QUARANTINE);
-        world.watch_over(Box::new(move |world: &World| {
-            safety.look(world.kv(), world.objects()).map_err(|breach| breach.to_string())
-        }));
-        let result = scenario(&world).await;
-        (result, world.report(60))
+    let run = explore::run(Options::seeded(seed), async |world| {
+        watch_over(world);
+        scenario(world).await
     })
     .unwrap();
-    if let Err(trouble) = result {
-        panic!("{trouble}\n{report}");
+    if let Err(trouble) = run.result {
+        panic!("{trouble}\n{}", run.report);
     }
 }
 

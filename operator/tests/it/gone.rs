@@ -19,7 +19,7 @@ fn the_block_of_a_gone_node_rests_before_the_next_one_gets_it() {
         let blocks = pod_cidrs(&cilium_nodes(world)["n1"]);
         let ip = "cilium/state/ip/v1/default/10.0.0.9";
         let put = Op::Put { key: ip.to_owned(), value: b"{}".to_vec(), lease: 0 };
-        world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop);
+        assert!(world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.is_done());
 
         delete(world, resources::NODE, "n1").await;
         world.until("the record is gone", LIMIT, |w| record(w, "n1").is_none()).await?;
@@ -93,13 +93,13 @@ fn records_below_the_prefix_that_are_no_nodes_are_left_alone() {
     run(7, async |world| {
         let key = "cilium/state/nodes/v1/default/NOT A NODE";
         let put = Op::Put { key: key.to_owned(), value: b"x".to_vec(), lease: 0 };
-        world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop);
+        assert!(world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.is_done());
         operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         assert!(world.kv().contents().contains_key(key));
         let gone = Op::Delete(Keys::One(key.to_owned()));
-        world.user().kv.txn(Txn { then: vec![gone], ..Txn::default() }).await.map(drop);
+        assert!(world.user().kv.txn(Txn { then: vec![gone], ..Txn::default() }).await.is_done());
         Ok(())
     });
 }

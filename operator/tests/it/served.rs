@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use basal_kvstore::kv::{Keys, Op, Txn};
 use basal_objects::object::resources;
 use serde_json::json;
 
@@ -43,16 +44,8 @@ fn what_somebody_changes_or_deletes_is_put_back() {
         patch(world, resources::CILIUM_NODE, &seen, None, json!({ "spec": { "ipam": { "podCIDRs": null } } })).await;
         world.until("the blocks are back", LIMIT, |w| pod_cidrs(&cilium_nodes(w)["n1"]) == before).await?;
 
-        let key = "cilium/state/nodes/v1/default/n1";
-        world
-            .user()
-            .kv
-            .txn(basal_kvstore::kv::Txn {
-                then: vec![basal_kvstore::kv::Op::Delete(basal_kvstore::kv::Keys::One(key.to_owned()))],
-                ..Default::default()
-            })
-            .await
-            .map(drop);
+        let delete = Op::Delete(Keys::One("cilium/state/nodes/v1/default/n1".to_owned()));
+        assert!(world.user().kv.txn(Txn { then: vec![delete], ..Txn::default() }).await.is_done());
         world.until("the record is back", LIMIT, |w| record(w, "n1") == text).await?;
 
         crate::cluster::delete(world, resources::CILIUM_NODE, "n1").await;

@@ -1,0 +1,53 @@
+//! Two operators serve twenty nodes, and one of them dies at every single one of their calls.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use basal_sim::{
+    explore::{every_single_fault, run},
+    fault::{Fault, FaultPlan},
+    world::{Options, Trouble, World},
+};
+
+use crate::cluster::{LIMIT, add_node, cilium_nodes, is_served, operator, pod_cidrs, pool, watch_over};
+
+const NODES: u8 = 20;
+
+/// Ends when all nodes are served and nobody writes any more.
+async fn serve(world: &World) -> Result<(), Trouble> {
+    watch_over(world);
+    let pool = pool(&["10.0.0.0/16"], &["fd00::/104"]);
+    operator(world, "a", &pool);
+    operator(world, "b", &pool);
+    for n in 1..=NODES {
+        add_node(world, &format!("n{n}"), n).await;
+    }
+    world.until("all nodes are served", LIMIT, |w| (1..=NODES).all(|n| is_served(w, &format!("n{n}")))).await?;
+    world.settle(Duration::from_secs(60), LIMIT).await?;
+    let nodes = cilium_nodes(world);
+    assert!(nodes.values().all(|node| pod_cidrs(node).len() == 2), "{nodes:#?}");
+    let blocks: BTreeSet<String> = nodes.values().flat_map(pod_cidrs).collect();
+    assert_eq!(blocks.len(), 2 * usize::from(NODES));
+    Ok(())
+}
+
+#[test]
+fn a_crash_after_any_call_gives_every_node_its_blocks_once() {
+    let runs = every_single_fault(&Options::seeded(1), &[Fault::CrashAfter], serve).unwrap_or_else(|f| panic!("{f}"));
+    assert!(runs > 100, "only {runs} runs");
+}
+
+#[test]
+fn a_lost_answer_to_any_call_gives_every_node_its_blocks_once() {
+    let runs = every_single_fault(&Options::seeded(2), &[Fault::LoseAnswer], serve).unwrap_or_else(|f| panic!("{f}"));
+    assert!(runs > 100, "only {runs} runs");
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    let options = Options::seeded(3).with(FaultPlan::at(60, Fault::CrashAfter));
+    let first = run(options.clone(), serve).unwrap();
+    assert_eq!(first.result, Ok(()), "{}", first.report);
+    for _ in 0..20 {
+        assert_eq!(run(options.clone(), serve).unwrap().lines(), first.lines());
+    }
+}
