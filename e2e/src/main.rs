@@ -110,17 +110,23 @@ fn run(action: Action) -> anyhow::Result<()> {
             let names = if all { cluster::all_names()? } else { vec![name] };
             names.iter().try_for_each(cluster::down)
         }
-        Action::Env { name: Name { name } } => print(&Cluster::open(&name)?.environment()?),
-        Action::AddNode { name: Name { name }, node } => Cluster::open(&name)?.add_nodes(&[node]),
-        Action::RemoveNode { name: Name { name }, node } => Cluster::open(&name)?.remove_node(&node, true),
+        Action::Env { name: Name { name } } => print(&open(&name)?.environment()?),
+        Action::AddNode { name: Name { name }, node } => open(&name)?.add_nodes(&[node]),
+        Action::RemoveNode { name: Name { name }, node } => open(&name)?.remove_node(&node, true),
         Action::Demo { name: Name { name } } => {
-            let cluster = Cluster::open(&name).context("start it with `basal-e2e up`")?;
+            let cluster = open(&name)?;
             demo::run(&cluster).map_err(|error| collected("the demo", &name, error))
         }
-        Action::Collect { name: Name { name } } => print(&format!("{}\n", Cluster::open(&name)?.collect()?.display())),
+        Action::Collect { name: Name { name } } => print(&format!("{}\n", open(&name)?.collect()?.display())),
         Action::List => cluster::all_names()?.iter().try_for_each(|name| print(&format!("{name}\n"))),
         Action::Test { arguments } => test(&arguments),
     }
+}
+
+/// A cluster that has to be up.
+fn open(name: &ClusterName) -> anyhow::Result<Cluster> {
+    Cluster::open(name)
+        .with_context(|| format!("`basal-e2e up --name {name}` starts it (`make demo` the one called demo)"))
 }
 
 /// Adds where to look to the error of what failed; the cluster stays for whoever wants to look inside.
