@@ -346,15 +346,6 @@ impl Allocator {
         (!cells.is_empty()).then(|| Guard { term: self.term.clone(), cells })
     }
 
-    /// What taking back a record of a block must be guarded with: without it a leader that lost its term could delete
-    /// what its successor published. `None` when there is no such block, or its cell cannot be used.
-    #[must_use]
-    pub fn guard_of(&self, at: PodCidr) -> Option<Guard> {
-        self.space.get(at)?;
-        let (id, cell) = self.space.cell_around(at).filter(|(_, cell)| cell.frozen.is_none())?;
-        Some(Guard { term: self.term.clone(), cells: [(id, cell.version)].into() })
-    }
-
     /// Every node that has a block, those whose blocks are all in quarantine included.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
         self.nodes.keys()

@@ -159,11 +159,18 @@ pub struct Guard {
 
 /// The store of claims.
 ///
-/// A term begins so: win the Lease, [`Ledger::read_fence`], look at the Lease again, [`Ledger::take_fence`] with a
-/// fresh [`TermId`], then [`Ledger::load`]. A leader that lost the Lease before its second look cannot take the fence
+/// A term begins so: win the Lease, [`Ledger::begin`], look at the Lease again, [`Ledger::take_fence`] with a fresh
+/// [`TermId`], then [`Ledger::load`]. A leader that lost the Lease before its second look cannot take the fence
 /// from its successor, because it would need the version that the successor replaced.
 #[async_trait]
 pub trait Ledger: Send + Sync + 'static {
+    /// Reads the fence, at quorum, in order to take it. A new term trusts the store as it is: what was seen of its
+    /// history before is forgotten. Until the next call every other method answers `StoreReplaced` once one did.
+    ///
+    /// # Errors
+    /// See [`LedgerError`].
+    async fn begin(&self) -> Result<FenceSeen, LedgerError>;
+
     /// Reads the fence, at quorum.
     ///
     /// # Errors

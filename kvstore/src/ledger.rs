@@ -7,8 +7,8 @@ mod claim;
 mod keys;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -45,19 +45,27 @@ const PAGE: i64 = 64;
 
 /// The ledger of one cluster in etcd.
 ///
-/// It remembers the newest header that it saw since the fence was last read. A header of another etcd cluster, or
-/// a revision older than one seen before the request was sent, tells that the store was replaced or restored.
+/// It remembers the newest header that it saw since the term began. A header of another etcd cluster, or a revision
+/// older than one seen before the request was sent, tells that the store was replaced or restored.
 pub struct EtcdLedger {
     kv: Arc<dyn Kv>,
     keys: LedgerKeys,
-    newest: Mutex<Option<Header>>,
+    history: Mutex<History>,
+}
+
+/// What was seen of the store during a term.
+#[derive(Debug, Clone, Default)]
+struct History {
+    newest: Option<Header>,
+    /// Why the store is not what it was.
+    replaced: Option<String>,
 }
 
 impl EtcdLedger {
     /// The ledger of a cluster, by its name.
     #[must_use]
     pub fn new(kv: Arc<dyn Kv>, cluster: &str) -> Self {
-        Self { kv, keys: LedgerKeys::new(cluster), newest: Mutex::new(None) }
+        Self { kv, keys: LedgerKeys::new(cluster), history: Mutex::default() }
     }
 
     /// Its keys.
@@ -66,19 +74,33 @@ impl EtcdLedger {
         &self.keys
     }
 
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn newest(&self) -> Option<Header> {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.history().newest
     }
 
     /// Notes the header of an answer. `before` is what was known when the request was sent: answers may overtake
     /// each other, so a lower revision than the newest one proves nothing.
     fn note(&self, before: Option<Header>, header: Header) -> Result<(), String> {
-        compare_headers(before, header)?;
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.is_none_or(|newest| newest.revision < header.revision) {
-            *newest = Some(header);
+        let mut history = self.history();
+        if history.replaced.is_none() {
+            history.replaced = compare_headers(before, header).err();
+        }
+        if let Some(why) = &history.replaced {
+            return Err(why.clone());
+        }
+        if history.newest.is_none_or(|newest| newest.revision < header.revision) {
+            history.newest = Some(header);
         }
         Ok(())
+    }
+
+    async fn fence(&self) -> Result<(Header, FenceSeen), LedgerError> {
+        let answer = self.kv.range(Range::one(self.keys.fence())).await.map_err(|error| read_failed(&error))?;
+        Ok((answer.header, answer.kvs.first().map(fence_seen).unwrap_or_default()))
     }
 
     fn stored(id: CellId, kv: &KeyValue) -> StoredCell {
@@ -187,11 +209,17 @@ fn mark(header: Header) -> Mark {
 
 #[async_trait]
 impl Ledger for EtcdLedger {
-    /// Forgets the headers seen before: a term that begins trusts the store as it is.
+    async fn begin(&self) -> Result<FenceSeen, LedgerError> {
+        let (header, seen) = self.fence().await?;
+        *self.history() = History { newest: Some(header), replaced: None };
+        Ok(seen)
+    }
+
     async fn read_fence(&self) -> Result<FenceSeen, LedgerError> {
-        let answer = self.kv.range(Range::one(self.keys.fence())).await.map_err(|error| read_failed(&error))?;
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.header);
-        Ok(answer.kvs.first().map(fence_seen).unwrap_or_default())
+        let before = self.newest();
+        let (header, seen) = self.fence().await?;
+        self.note(before, header).map_err(LedgerError::StoreReplaced)?;
+        Ok(seen)
     }
 
     async fn take_fence(&self, seen: &FenceSeen, term: &TermId) -> FenceAnswer {

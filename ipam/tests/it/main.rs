@@ -1,6 +1,6 @@
 //! The allocator over the pure semantics of its ledger.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod allocator;
 mod model;

@@ -57,7 +57,7 @@ enum Work {
     /// Into its node record.
     Publish { machine: usize, block: PodCidr },
     /// Its node record is taken back.
-    Withdraw { machine: usize, block: PodCidr },
+    Withdraw { machine: usize },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -286,7 +286,7 @@ impl World {
     fn to_withdraw(&self, operator: usize, index: usize) -> Option<Work> {
         let (allocator, block) = (&self.leader(operator)?.allocator, self.machines[index].record?);
         let rests = allocator.quarantined().any(|(at, owner)| at == block && owner.as_str() == NODES[index]);
-        rests.then_some(Work::Withdraw { machine: index, block })
+        rests.then_some(Work::Withdraw { machine: index })
     }
 
     /// Whether the ledger holds a block for this very Node.
@@ -325,7 +325,7 @@ impl World {
                     allocator.guard(&name(*machine)).filter(|_| allocator.confirmed(&name(*machine)) == [*block]);
                 (*machine, guard?)
             }
-            Work::Withdraw { machine, block } => (*machine, allocator.guard_of(*block)?),
+            Work::Withdraw { machine } => (*machine, allocator.quarantine_guard(&name(*machine))?),
         };
         if self.ledger.allows(&guard) {
             self.machines[index].record = match work {
@@ -564,7 +564,6 @@ fn is_reused(world: &World, last: &World) -> bool {
 fn explore(budget: Budget) {
     let config = ipv4(&["10.0.0.0/28"], 30);
     let checker = Cluster { config, budget }.checker().threads(2).spawn_bfs().join();
-    println!("{} different states, depth {}", checker.unique_state_count(), checker.max_depth());
     checker.assert_properties();
 }
 
