@@ -23,13 +23,12 @@ pub(crate) fn run(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
 
 fn text(status: &StatusReport) -> String {
     let component = |component: &Component| format!("{}   {}", component.state.as_str(), component.message);
-    let version = format!("{}   {} {}", status.cilium.state.as_str(), status.version, status.cilium.message);
     let routing = format!("Network: {}   Host: {}", status.routing, status.host_routing);
     let endpoints = format!("{} of {} ready", status.endpoints_ready, status.endpoints);
     let lines = [
         ("KVStore:", component(&status.kvstore)),
         ("Kubernetes:", component(&status.kubernetes)),
-        ("Cilium:", version.trim_end().to_owned()),
+        ("Cilium:", component(&status.cilium)),
         ("CNI Config file:", component(&status.cni_file)),
         ("Cluster:", format!("{}   Node: {}   Remote nodes: {}", status.cluster, status.node, status.remote_nodes)),
         ("IPAM:", ipam(&status.ipam)),
@@ -99,7 +98,7 @@ mod tests {
         let text = text(&status);
         for line in [
             "KVStore:          Ok   etcd: 1/1 connected",
-            "Cilium:           Failure   0.1.0 waiting for: PodCIDR",
+            "Cilium:           Failure   waiting for: PodCIDR",
             "IPAM:             IPv4: 4/254 allocated from 10.0.1.0/24, IPv6: 4/254 allocated from fd00::/120 (not confirmed)",
             "Routing:          Network: Tunnel [vxlan]   Host: Legacy",
             "Policy:           Warning   NOT ENFORCED",
