@@ -8,6 +8,8 @@ use basal_e2e::command::Run;
 use basal_e2e::wait::{self, Check};
 use serde_json::Value;
 
+use crate::workload::in_url;
+
 /// Nobody needs longer for one change to reach every node.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(300);
@@ -91,12 +93,15 @@ pub(crate) fn knows_the_others(cluster: &Cluster, node: &Node) -> anyhow::Result
         let endpoint = other.addresses()[0].to_string();
         for cidr in pod_cidrs(cluster, other.name())? {
             expected += 1;
-            ensure!(has(&tunnels, &[&cidr, &endpoint]), "no tunnel to {cidr} by {endpoint} in:\n{tunnels}");
+            // As Cilium prints them: the block's address, and port 0 behind both.
+            let block = cidr.split('/').next().unwrap_or_default();
+            let row = [format!("{}:0", in_url(block)), format!("{endpoint}:0")];
+            ensure!(has(&tunnels, &[&row[0], &row[1]]), "no tunnel to {cidr} by {endpoint} in:\n{tunnels}");
             let flag = format!("tunnelendpoint={endpoint}");
             ensure!(has(&ipcache, &[&cidr, "identity=2", &flag]), "no row for {cidr} by {endpoint} in:\n{ipcache}");
         }
     }
-    let rows = tunnels.lines().filter(|line| line.contains('/')).count();
+    let rows = tunnels.lines().filter(|line| line.contains(":0")).count();
     ensure!(rows == expected, "{rows} tunnels instead of {expected}:\n{tunnels}");
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use basal_e2e::cluster::Cluster;
+use basal_e2e::command::Run;
 use serde_json::{Value, json};
 
 use crate::view::{eventually, text, texts};
@@ -139,25 +140,22 @@ impl Checks {
         self.0.push((label.into(), command.into()));
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
+    /// Has `shell`, a command that ends in a shell which reads its standard input, run the checks.
+    pub(crate) fn run(&self, place: &str, shell: Run) -> anyhow::Result<()> {
+        let said = shell.stdin(self.script()).text()?;
+        ensure!(said.lines().any(|line| line == "failed=0"), "of {} checks {place}:\n{said}", self.0.len());
+        Ok(())
     }
 
     /// The script; it prints a line for each command that fails and then a line with their number.
-    pub(crate) fn script(&self) -> String {
+    fn script(&self) -> String {
         let mut script = String::from("failed=0\n");
         for (label, command) in &self.0 {
             script.push_str(&format!(
-                "said=$({command} 2>&1) || {{ failed=$((failed+1)); echo \"FAILED {label}: $said\"; }}\n"
+                "said=$( {command} 2>&1) || {{ failed=$((failed+1)); echo \"FAILED {label}: $said\"; }}\n"
             ));
         }
         script.push_str("echo \"failed=$failed\"\n");
         script
-    }
-
-    /// Judges what the script printed.
-    pub(crate) fn judge(&self, place: &str, said: &str) -> anyhow::Result<()> {
-        ensure!(said.lines().any(|line| line == "failed=0"), "of {} checks {place}:\n{said}", self.len());
-        Ok(())
     }
 }
