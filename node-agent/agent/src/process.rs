@@ -52,6 +52,8 @@ pub async fn main() -> anyhow::Result<()> {
     let env: SharedEnv = Arc::new(SystemEnv);
     let shutdown = Shutdown::on_signals(env.as_ref())?;
     let (metrics, readiness) = (Metrics::new(PREFIX), Readiness::new());
+    let connections = readiness.guard("connections");
+    connections.not_ready("etcd's configuration has not been read");
     let agent_metrics = metrics.register(AgentMetrics::register);
     let health: ListenAddress = format!("127.0.0.1:{}", config.serving.agent_health_port).parse()?;
     let admin = AdminServer::bind(&AdminOptions {
@@ -88,6 +90,7 @@ pub async fn main() -> anyhow::Result<()> {
 
     let agent =
         Agent::new(ports, settings, boot_id.trim().to_owned(), readiness, agent_metrics, shutdown.drain.clone());
+    connections.ready();
     let run = agent.run();
     let aborted = shutdown.abort.cancelled();
     futures::pin_mut!(run, aborted);

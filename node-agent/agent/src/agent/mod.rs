@@ -8,6 +8,7 @@
 //! 5. Endpoints: those from before are announced again, or removed; deletes that were queued are carried out.
 //! 6. Service: the socket is opened, plugin and configuration are installed.
 
+mod adopt;
 pub mod pump;
 pub mod report;
 pub mod routine;
@@ -64,13 +65,7 @@ use self::{
 };
 use crate::{
     config::Settings,
-    endpoint::{
-        Endpoints, EndpointsOptions,
-        manager::endpoint,
-        record::Addresses,
-        restore::{self, Restored},
-        state::State,
-    },
+    endpoint::{Endpoints, EndpointsOptions, record::Addresses, restore, state::State},
     identity::task::Identities,
     journal::{Journal, JournalError},
     metrics::AgentMetrics,
@@ -157,6 +152,8 @@ pub struct Agent {
     readiness: Readiness,
     metrics: AgentMetrics,
     stop: CancellationToken,
+    /// Of the datapath and of the socket. They are there from the beginning, so that the agent is never ready before.
+    guards: Option<(Guard, Guard)>,
     tasks: Vec<TaskHandle>,
 }
 
@@ -182,7 +179,8 @@ impl Agent {
         metrics: AgentMetrics,
         stop: CancellationToken,
     ) -> Self {
-        Self { ports, settings, boot_id, readiness, metrics, stop, tasks: Vec::new() }
+        let guards = Some((readiness.guard("datapath"), readiness.guard("cni")));
+        Self { ports, settings, boot_id, readiness, metrics, stop, guards, tasks: Vec::new() }
     }
 
     /// Runs until it is stopped.
@@ -202,7 +200,7 @@ impl Agent {
     }
 
     async fn start_and_serve(&mut self) -> Result<(), AgentError> {
-        let guards = (self.readiness.guard("datapath"), self.readiness.guard("cni"));
+        let Some(guards) = self.guards.take() else { return Ok(()) };
         let reporter = Reporter { controller: "cilium.io/basal-agent", instance: self.settings.node.to_string() };
         let (events, _task) = EventRecorder::start(Arc::clone(&self.ports.objects), &self.ports.env, reporter);
         let registered = self.register().await?;
@@ -212,7 +210,7 @@ impl Agent {
         let mut restored = restore::sort(self.ports.journal.load().await?, &observed, &self.boot_id);
         let mut state = State::new(self.settings.families.clone(), self.settings.ip_release_delay);
         state.serve(&registered.claim.borrow().confirmed);
-        keep(&mut restored, &mut state);
+        adopt::keep(&mut restored, &mut state);
         let own = self.own_addresses(&mut state, &registered, &observed)?;
         registered.own.send_replace(own);
 
@@ -226,7 +224,7 @@ impl Agent {
         };
         let key = (self.settings.cluster.name().clone(), self.settings.node.clone());
         let mut view = View::new(key, plan, NodeIds::restore(routine::node_ids(&observed)));
-        put_restored(&restored, &options, &mut view);
+        adopt::put_restored(&restored, &options, &mut view);
 
         let rules = LeaseRules { data_ttl: self.settings.lease_ttl, ..LeaseRules::default() };
         let session = Session::start(Arc::clone(&self.ports.env), Arc::clone(&self.ports.kv), rules);
@@ -511,41 +509,4 @@ impl Agent {
 struct Pods {
     pods: Cache<PodInfo>,
     namespaces: Cache<BTreeMap<String, String>>,
-}
-
-/// Reserves what endpoints from before the restart hold. One whose address is somebody else's is left alone: of two
-/// records the first stands, and GC or DEL end the other.
-fn keep(restored: &mut Restored, state: &mut State) {
-    let mut refused = Vec::new();
-    let unreadable = restored.unreadable.iter().map(|(key, (slot, _))| (key, slot));
-    for (key, slot) in restored.kept.iter().chain(unreadable).chain(&restored.removed) {
-        if let Err(error) = state.restore(key.clone(), slot.clone()) {
-            tracing::error!(%key, %error, "two records hold one address; this one is not taken over");
-            refused.push(key.clone());
-        }
-    }
-    for key in refused {
-        restored.kept.remove(&key);
-        restored.unreadable.remove(&key);
-        restored.removed.remove(&key);
-    }
-}
-
-/// Puts endpoints from before the restart into the view, so that the first comparison adopts them.
-fn put_restored(restored: &Restored, options: &EndpointsOptions, view: &mut View) {
-    for slot in restored.kept.values().filter(|slot| slot.connected) {
-        let Some(record) = &slot.record else { continue };
-        match endpoint(record, options) {
-            Ok(endpoint) => view.put_endpoint(slot.id, endpoint),
-            Err(error) => {
-                tracing::error!(attachment = %record.attachment, %error, "an endpoint from before the restart")
-            }
-        }
-    }
-    for (key, (slot, shown)) in &restored.unreadable {
-        match restore::endpoint(key, shown, options) {
-            Ok(endpoint) => view.put_endpoint(slot.id, endpoint),
-            Err(error) => tracing::error!(%key, %error, "an endpoint without a readable record"),
-        }
-    }
 }

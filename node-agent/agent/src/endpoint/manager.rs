@@ -3,30 +3,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use basal_cni::api::{
-    AddRequest, AddResult, AddressResult, AgentError, Attachment, CheckRequest, DelRequest, InterfaceResult,
-    RouteResult,
-};
+use basal_cni::api::{AddRequest, AddResult, AgentError, Attachment, CheckRequest, DelRequest};
 use basal_crds::{
     directory::Directory,
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget, NamedPort},
     labels::Labels,
 };
-use basal_datapath::{
-    names::{IfName, IfNameError},
-    plan::{Endpoint, Routers},
-    state::{PodAddress, PodSide},
-};
 use basal_ipam::prefix::PodCidr;
-use basal_runtime::{env::SharedEnv, outcome::Outcome, reason::Reason, sync::lock};
+use basal_runtime::{env::SharedEnv, outcome::Outcome, sync::lock};
 use futures::{FutureExt, select_biased};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -34,105 +24,24 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    build::{EndpointsOptions, endpoint, result},
+    error::AddError,
     record::{EndpointId, EndpointRecord, Phase},
     restore::Restored,
-    state::{ReserveError, Slot, State},
+    state::{Slot, State},
     step::{Seen, Step, next},
 };
 use crate::{
     identity::labels,
     journal::{Journal, JournalError, JournalKey},
     mac::MacAddr,
-    sync::{AttachError, Datapath},
+    sync::Datapath,
 };
 
 /// How long an ADD that waits for an address looks again without being told: a rest that ends tells nobody.
 const ADDRESS_PAUSE: Duration = Duration::from_secs(1);
 /// How long the identity of a pod is waited for before its endpoint starts as reserved:init.
 const IDENTITY_WAIT: Duration = Duration::from_secs(10);
-
-/// What is fixed for all endpoints of a run.
-#[derive(Debug, Clone)]
-pub struct EndpointsOptions {
-    /// The pods' gateways.
-    pub routers: Routers,
-    /// MTU of the pods' interfaces in bytes.
-    pub device_mtu: u32,
-    /// MTU of the pods' default routes in bytes.
-    pub route_mtu: u32,
-    /// The address that other nodes tunnel to; ip records name it.
-    pub host_ip: IpAddr,
-    /// The boot that this is.
-    pub boot_id: String,
-}
-
-/// Why an endpoint could not be added or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum AddError {
-    /// No new pods: the claim to the block is gone.
-    #[error("{0}")]
-    Refused(String),
-    /// No address, and waiting does not help.
-    #[error(transparent)]
-    Reserve(#[from] ReserveError),
-    /// The runtime no longer waits.
-    #[error("the container runtime gave up waiting; last reason: {0}")]
-    GivenUp(String),
-    /// The journal cannot be written.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Whether the journal was written is not known.
-    #[error("journal: {0}; whether the record outlives a crash is not known")]
-    JournalUnknown(String),
-    /// The datapath refused.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// The interface's name inside the container is none.
-    #[error(transparent)]
-    Name(#[from] IfNameError),
-    /// A removal was asked for while the ADD was under way.
-    #[error("{0} was deleted while it was being added")]
-    Overtaken(Attachment),
-}
-
-impl AddError {
-    /// The reason for events and metrics.
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        const REFUSED: Reason = Reason::new("PodCIDRLost");
-        const ADDRESS: Reason = Reason::new("NoAddress");
-        const GIVEN_UP: Reason = Reason::new("RuntimeGaveUp");
-        const JOURNAL: Reason = Reason::new("JournalUnwritable");
-        const NAME: Reason = Reason::new("InterfaceNameInvalid");
-        const OVERTAKEN: Reason = Reason::new("DeletedMeanwhile");
-        match self {
-            Self::Refused(_) => REFUSED,
-            Self::Reserve(_) => ADDRESS,
-            Self::GivenUp(_) => GIVEN_UP,
-            Self::Journal(_) | Self::JournalUnknown(_) => JOURNAL,
-            Self::Attach(error) => error.reason(),
-            Self::Name(_) => NAME,
-            Self::Overtaken(_) => OVERTAKEN,
-        }
-    }
-}
-
-impl From<AddError> for AgentError {
-    fn from(error: AddError) -> Self {
-        let message = error.to_string();
-        match error {
-            AddError::Reserve(refusal) if !refusal.is_temporary() => {
-                Self::Invalid { field: "runtimeConfig.ips".to_owned(), message }
-            }
-            AddError::Name(_) => Self::Invalid { field: "CNI_IFNAME".to_owned(), message },
-            AddError::Refused(_) | AddError::GivenUp(_) | AddError::Reserve(_) | AddError::Overtaken(_) => {
-                Self::TryAgain { message }
-            }
-            AddError::Attach(AttachError::Refused(refusal)) if !refusal.is_retryable() => Self::Failed { message },
-            AddError::Journal(_) | AddError::JournalUnknown(_) | AddError::Attach(_) => Self::TryAgain { message },
-        }
-    }
-}
 
 /// What is known of a pod, for the records of its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -299,7 +208,7 @@ impl Endpoints {
             added = Err(AddError::GivenUp("the datapath was being set up".to_owned()));
         }
         match added {
-            Ok(()) => Ok(self.result(&record)),
+            Ok(()) => Ok(result(&record, &self.inner.options)),
             Err(error) => {
                 tracing::warn!(attachment = %request.attachment, %error, "ADD is undone");
                 if let Err(again) = self.run(&key, Phase::Removing).await {
@@ -635,49 +544,4 @@ impl Endpoints {
             slot.announced = true;
         }
     }
-
-    fn result(&self, record: &EndpointRecord) -> AddResult {
-        let options = &self.inner.options;
-        let interface =
-            |name: String, mac: MacAddr| InterfaceResult { name, mac: mac.to_string(), mtu: options.device_mtu };
-        let mut addresses = Vec::new();
-        let mut routes = Vec::new();
-        for ip in record.addresses.iter() {
-            let Some(gateway) = options.routers.for_family_of(ip) else { continue };
-            let everything = match ip {
-                IpAddr::V4(_) => IpNet::from(Ipv4Net::default()),
-                IpAddr::V6(_) => IpNet::from(Ipv6Net::default()),
-            };
-            addresses.push(AddressResult { address: ip.into(), gateway });
-            routes.push(RouteResult { dst: gateway.into(), gateway: None, mtu: None });
-            routes.push(RouteResult { dst: everything, gateway: Some(gateway), mtu: Some(options.route_mtu) });
-        }
-        AddResult {
-            host: interface(record.host_interface(), record.host_mac),
-            container: interface(record.attachment.ifname.clone(), record.mac),
-            netns: record.netns.clone(),
-            addresses,
-            routes,
-        }
-    }
-}
-
-/// The endpoint of a record, as the datapath wants it.
-///
-/// # Errors
-/// The interface's name inside the container is none.
-pub fn endpoint(record: &EndpointRecord, options: &EndpointsOptions) -> Result<Endpoint, IfNameError> {
-    let address = |ip| Some(PodAddress { ip, gateway: options.routers.for_family_of(ip)? });
-    Ok(Endpoint {
-        link: IfName::new(record.host_interface())?,
-        pod: PodSide {
-            netns: PathBuf::from(&record.netns),
-            name: IfName::new(record.attachment.ifname.clone())?,
-            mac: record.mac.0,
-            host_mac: record.host_mac.0,
-            addresses: record.addresses.iter().filter_map(address).collect(),
-            route_mtu: options.route_mtu,
-        },
-        identity: record.identity.get(),
-    })
 }

@@ -1,9 +1,13 @@
 //! Endpoints: what one ADD makes and one DEL takes away.
 
+pub mod build;
+pub mod error;
 pub mod manager;
 pub mod record;
 pub mod restore;
 pub mod state;
 pub mod step;
 
-pub use manager::{AddError, Endpoints, EndpointsOptions};
+pub use build::EndpointsOptions;
+pub use error::AddError;
+pub use manager::Endpoints;

@@ -1,0 +1,8 @@
+//! A whole agent over a model of etcd, of the API server and of the kernel; journal and socket are real files.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod cni;
+mod kernel;
+mod node;
+mod restart;
+mod world;

@@ -1,0 +1,126 @@
+//! Registration, claim, and the other nodes.
+
+use basal_cni::api::{AgentError, Answer, ComponentState, Request};
+use basal_crds::{
+    address::{AddressType, NodeAddress},
+    kvstore::{NodeRecord, keys},
+    names::{ClusterId, ClusterName, NodeName},
+};
+use basal_datapath::rows::{self, MapId};
+use basal_ipam::cell::BlockState;
+use basal_objects::object::resources;
+use serde_json::json;
+
+use crate::world::World;
+
+fn record(name: &str) -> NodeRecord {
+    let mut record = NodeRecord::new(NodeName::new(name).unwrap(), ClusterName::default(), ClusterId::new(0));
+    let address = |ip: &str| NodeAddress { kind: AddressType::InternalIp, ip: ip.parse().unwrap() };
+    record.addresses = vec![address("172.18.0.2"), address("fc00::2")];
+    record.ipv4_cidrs = vec!["10.0.2.0/24".parse().unwrap()];
+    record
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_registered_and_waits_for_a_confirmed_block() {
+    let mut world = World::new().await;
+    world.start();
+    world.until("the CiliumNode exists", || !world.objects.all(&resources::CILIUM_NODE).is_empty()).await;
+    let node = world.cilium_node().await;
+    assert_eq!(node.0["spec"]["addresses"][0], json!({"type": "InternalIP", "ip": "172.18.0.1"}));
+    assert_eq!(node.0["metadata"]["ownerReferences"][0]["kind"], "Node");
+    assert_eq!(node.labels()["zone"], "a");
+
+    // Listed is not confirmed.
+    world.claim("10.0.1.0/24", BlockState::Pending).await;
+    world
+        .until("the claim is waited for", || {
+            let pending = world.readiness.pending();
+            pending.iter().any(|pending| pending.name == "podcidr" && pending.reason.contains("PodCIDR"))
+        })
+        .await;
+    assert!(!world.path("net.d").exists());
+
+    world.grant(&["10.0.1.0/24", "fd00::/120"]).await;
+    world.until_ready().await;
+    let node = world.cilium_node().await;
+    assert_eq!(node.0["spec"]["addresses"][2], json!({"type": "CiliumInternalIP", "ip": "10.0.1.1"}));
+    assert_eq!(node.0["spec"]["health"]["ipv4"], "10.0.1.2");
+    assert_eq!(world.ask(Request::Ready).await, Answer::Ready);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_nodes_become_tunnels_and_stay_for_a_while_when_they_go() {
+    let mut world = World::ready().await;
+    let key = keys::node(&ClusterName::default(), &NodeName::new("n2").unwrap());
+    world.put(&key, record("n2").to_json().as_bytes()).await;
+    let tunnel = rows::tunnel("10.0.2.0/24".parse().unwrap(), "172.18.0.2".parse().unwrap(), 1);
+    let has = || world.kernel.observed().state.maps[&MapId::Tunnel].get(&tunnel.key) == Some(&tunnel.value);
+    world.until("the tunnel exists", has).await;
+    let Answer::Nodes(nodes) = world.ask(Request::Nodes).await else { panic!("no nodes") };
+    assert_eq!(
+        nodes.iter().map(|node| (node.name.as_str(), node.local)).collect::<Vec<_>>(),
+        [("n1", true), ("n2", false)]
+    );
+
+    let delete = basal_kvstore::kv::Op::Delete(basal_kvstore::kv::Keys::One(key));
+    let txn = basal_kvstore::kv::Txn { then: vec![delete], ..Default::default() };
+    assert!(basal_kvstore::kv::Kv::txn(&*world.kv, txn).await.is_done());
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    assert!(has(), "the node went at once");
+    tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+    assert!(has(), "the last node went although etcd holds no node at all");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_claim_withdraws_records_and_refuses_new_pods() {
+    let mut world = World::ready().await;
+    world.add("c1", None).await;
+    world.until("the records are there", || world.keys("cilium/state/ip/").len() == 2).await;
+
+    world.claim("10.0.1.0/24", BlockState::Quarantined).await;
+    world
+        .until("the IPv4 record went", || world.keys("cilium/state/ip/") == ["cilium/state/ip/v1/default/fd00::3"])
+        .await;
+    let (_, answer) = world.offer("c2", None).await;
+    let Answer::Error(AgentError::TryAgain { message }) = answer else { panic!("served: {answer:?}") };
+    assert!(message.contains("10.0.1.0/24"), "{message}");
+    let Answer::Status(status) = world.ask(Request::Status).await else { panic!("no status") };
+    assert_eq!(status.cilium.state, ComponentState::Failure);
+
+    world.claim("10.0.1.0/24", BlockState::Granted).await;
+    world.until("the records are back", || world.keys("cilium/state/ip/").len() == 2).await;
+    world.add("c2", None).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_is_reported_as_not_enforced() {
+    let mut world = World::ready().await;
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "shop"}, "spec": {"podSelector": {}}});
+    world.create(resources::NETWORK_POLICY, policy).await;
+    world
+        .until("an event tells", || {
+            let events = world.objects.all(&resources::EVENT);
+            events.iter().any(|event| event.0["note"].as_str().is_some_and(|note| note.contains("NOT ENFORCED")))
+        })
+        .await;
+    let Answer::Status(status) = world.ask(Request::Status).await else { panic!("no status") };
+    assert_eq!(status.policy.message, "NOT ENFORCED: NetworkPolicy shop/deny");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_changed_behind_its_back_is_mended_and_counted() {
+    let mut world = World::ready().await;
+    let before = world.kernel.observed().state;
+    let (key, _) = before.routes.first_key_value().unwrap();
+    world.kernel.tamper(&basal_datapath::op::Op::DeleteRoute(key.clone()));
+    world.until("the route is back", || world.kernel.observed().state == before).await;
+    let Answer::Status(status) = world.ask(Request::Status).await else { panic!("no status") };
+    assert_eq!(status.drift, 1);
+    world.stop().await;
+}

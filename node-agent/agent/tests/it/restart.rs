@@ -1,0 +1,67 @@
+//! An agent that is started again.
+
+use basal_cni::api::{Answer, Request};
+use basal_objects::object::resources;
+use serde_json::json;
+
+use crate::world::World;
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_changes_nothing_in_the_kernel() {
+    let mut world = World::ready().await;
+    let pod = world.pod("web-0", json!({"app": "web"})).await;
+    world.add("c1", Some(pod)).await;
+    world.until("the object is there", || !world.objects.all(&resources::CILIUM_ENDPOINT).is_empty()).await;
+    world.stop().await;
+    let before = world.kernel.observed();
+    world.kernel.take_log();
+
+    world.start();
+    world.until_ready().await;
+    assert_eq!(world.kernel.take_log(), []);
+    assert_eq!(world.kernel.observed(), before);
+    let Answer::Endpoints(endpoints) = world.ask(Request::Endpoints).await else { panic!("no endpoints") };
+    assert_eq!(
+        endpoints.iter().map(|e| (e.pod.as_str(), e.state.as_str())).collect::<Vec<_>>(),
+        [("shop/web-0", "ready")]
+    );
+
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_add_that_was_cut_off_is_undone_at_the_next_start() {
+    let mut world = World::ready().await;
+    let (stream, answer) = world.offer("c1", None).await;
+    assert!(matches!(answer, Answer::Added(_)), "{answer:?}");
+    world.stop().await;
+    drop(stream);
+    world.start();
+    world.until_ready().await;
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_keeps_its_pod_connected() {
+    let mut world = World::ready().await;
+    let result = world.add("c1", None).await;
+    world.stop().await;
+    let path = world.path(&format!("run/state/endpoints/{}.endpoint", result.host.name));
+    std::fs::write(&path, "basal-endpoint 2 x\n{}\n").unwrap();
+    let before = world.kernel.observed();
+    world.kernel.take_log();
+
+    world.start();
+    world.until_ready().await;
+    assert_eq!(world.kernel.observed(), before);
+    let next = world.add("c2", None).await;
+    assert_ne!(next.addresses[0].address, result.addresses[0].address);
+
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    assert_eq!(world.del("c2").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}

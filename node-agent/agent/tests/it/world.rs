@@ -1,0 +1,290 @@
+//! One node with its agent, and what surrounds it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use basal_agent::{
+    agent::{Agent, Ports},
+    config::AgentConfig,
+    journal::file::FileJournal,
+    metrics::{AgentMetrics, PREFIX},
+};
+use basal_cni::{
+    api::{Ack, AddRequest, Answer, Attachment, Call, DelRequest, PodRef, Request},
+    frame,
+};
+use basal_ipam::{
+    cell::{Block, BlockState, Cell, CellId},
+    names::{NodeName, NodeUid},
+    prefix::PodCidr,
+};
+use basal_kvstore::{
+    kv::{Kv as _, Op, Txn},
+    ledger::LedgerKeys,
+};
+use basal_objects::{
+    object::{Object, ObjectKey, Resource, resources},
+    port::{MergePatch, Objects as _},
+};
+use basal_runtime::{
+    config::{REFUSALS, Sources, load},
+    env::{SeededEnv, SharedEnv},
+    metrics::Metrics,
+    outcome::Outcome,
+    readiness::Readiness,
+};
+use basal_sim::{kv::ModelKv, objects::ModelObjects};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::kernel::ModelKernel;
+
+/// How long anything may take in virtual time.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) struct World {
+    pub(crate) env: SharedEnv,
+    pub(crate) kv: Arc<ModelKv>,
+    pub(crate) objects: Arc<ModelObjects>,
+    pub(crate) kernel: Arc<ModelKernel>,
+    folder: TempDir,
+    agent: Option<Running>,
+    pub(crate) readiness: Readiness,
+}
+
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl World {
+    /// A cluster with one Node, `n1`, and no agent.
+    pub(crate) async fn new() -> Self {
+        let env: SharedEnv = Arc::new(SeededEnv::new(7));
+        let objects = Arc::new(ModelObjects::new(Arc::clone(&env)));
+        let world = Self {
+            kv: Arc::new(ModelKv::new(1)),
+            kernel: Arc::new(ModelKernel::new(&["172.18.0.1/16", "fc00::1/64"])),
+            objects,
+            env,
+            folder: tempfile::tempdir().unwrap(),
+            agent: None,
+            readiness: Readiness::new(),
+        };
+        for definition in basal_crds::resources::crds() {
+            world.create(resources::CRD, definition.object).await;
+        }
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"zone": "a"}},
+            "status": {"addresses": [
+                {"type": "InternalIP", "address": "172.18.0.1"}, {"type": "InternalIP", "address": "fc00::1"}]}});
+        world.create(resources::NODE, node).await;
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "shop", "labels": {"kubernetes.io/metadata.name": "shop"}}});
+        world.create(resources::NAMESPACE, namespace).await;
+        world
+    }
+
+    /// The same with an agent that is ready, and blocks 10.0.1.0/24 and fd00::/120.
+    pub(crate) async fn ready() -> Self {
+        let mut world = Self::new().await;
+        world.start();
+        world.grant(&["10.0.1.0/24", "fd00::/120"]).await;
+        world.until_ready().await;
+        world
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts the agent.
+    pub(crate) fn start(&mut self) {
+        std::fs::write(self.path("plugin"), "plugin").unwrap();
+        let flag = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
+        let arguments = [
+            "basal-agent".to_owned(),
+            "--node-name=n1".to_owned(),
+            flag("state-dir", "run"),
+            flag("cni-plugin", "plugin"),
+            flag("cni-bin-dir", "bin"),
+            flag("write-cni-conf-when-ready", "net.d/05-cilium.conflist"),
+        ];
+        let sources = Sources { arguments: arguments.map(Into::into).to_vec(), ..Sources::default() };
+        let settings = load::<AgentConfig>(&sources, REFUSALS).unwrap().config.settings().unwrap();
+        let ports = Ports {
+            env: Arc::clone(&self.env),
+            objects: Arc::clone(&self.objects) as _,
+            kv: Arc::clone(&self.kv) as _,
+            etcd: None,
+            kernel: Arc::clone(&self.kernel) as _,
+            journal: Arc::new(FileJournal::open(&self.path("run/state/endpoints")).unwrap()),
+        };
+        self.readiness = Readiness::new();
+        let metrics = Metrics::new(PREFIX).register(AgentMetrics::register);
+        let stop = CancellationToken::new();
+        let agent = Agent::new(ports, settings, "boot-1".into(), self.readiness.clone(), metrics, stop.clone());
+        #[expect(clippy::disallowed_methods, reason = "the test awaits the agent's result")]
+        let task = tokio::spawn(async move { agent.run().await.unwrap() });
+        self.agent = Some(Running { stop, task });
+    }
+
+    /// Stops the agent; an error of its fails the test.
+    pub(crate) async fn stop(&mut self) {
+        let running = self.agent.take().unwrap();
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    pub(crate) async fn until_ready(&self) {
+        let conflist = self.path("net.d/05-cilium.conflist");
+        self.until("the agent is ready", || {
+            conflist.exists() && self.readiness.is_ready() && self.readiness.holding().contains(&"cni")
+        })
+        .await;
+    }
+
+    /// Waits for something; time is virtual.
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let waited = tokio::time::timeout(LIMIT, async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        if waited.await.is_err() {
+            let ended = self.agent.as_ref().is_some_and(|running| running.task.is_finished());
+            panic!("not within {LIMIT:?}: {what}; pending: {:?}; agent ended: {ended}", self.readiness.pending());
+        }
+    }
+
+    pub(crate) async fn create(&self, resource: Resource, object: Value) -> Object {
+        match self.objects.create(resource, Object(object)).await {
+            Outcome::Done(object) => object,
+            other => panic!("not created: {other:?}"),
+        }
+    }
+
+    pub(crate) async fn get(&self, resource: Resource, key: &ObjectKey) -> Option<Object> {
+        self.objects.get(resource, key).await.unwrap()
+    }
+
+    pub(crate) async fn cilium_node(&self) -> Object {
+        self.get(resources::CILIUM_NODE, &ObjectKey::cluster("n1")).await.unwrap()
+    }
+
+    /// What the operator does: claims in the ledger, blocks in the CiliumNode.
+    pub(crate) async fn grant(&self, blocks: &[&str]) {
+        let exists = || !self.objects.all(&resources::CILIUM_NODE).is_empty();
+        self.until("the CiliumNode exists", exists).await;
+        for block in blocks {
+            self.claim(block, BlockState::Granted).await;
+        }
+        let seen = self.cilium_node().await;
+        let patch = MergePatch {
+            resource_version: seen.resource_version().to_owned(),
+            uid: seen.uid().to_owned(),
+            subresource: None,
+            body: json!({"spec": {"ipam": {"podCIDRs": blocks}}}),
+        };
+        assert!(self.objects.patch(resources::CILIUM_NODE, &seen.key(), patch).await.is_done());
+    }
+
+    /// Writes the claim of `n1` to a block.
+    pub(crate) async fn claim(&self, block: &str, state: BlockState) {
+        let uid = self.get(resources::NODE, &ObjectKey::cluster("n1")).await.unwrap().uid().to_owned();
+        let block: PodCidr = block.parse().unwrap();
+        let id = CellId::new(block.supernet(block.prefix_len() - 8));
+        let mut cell = Cell::new(id, id.prefix(), block.prefix_len()).unwrap();
+        let claim = Block { state, node: NodeName::new("n1").unwrap(), uid: Some(NodeUid::new(&uid).unwrap()) };
+        cell.set(block, claim).unwrap();
+        let key = LedgerKeys::new("default").cell(id);
+        self.put(&key, &cell.to_json().unwrap()).await;
+    }
+
+    pub(crate) async fn put(&self, key: &str, value: &[u8]) {
+        let put = Op::Put { key: key.to_owned(), value: value.to_vec(), lease: 0 };
+        assert!(self.kv.txn(Txn { then: vec![put], ..Txn::default() }).await.is_done());
+    }
+
+    /// The keys in etcd that begin so.
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
+        self.kv.contents().into_keys().filter(|key| key.starts_with(prefix)).collect()
+    }
+
+    /// Creates a pod of this node.
+    pub(crate) async fn pod(&self, name: &str, labels: Value) -> PodRef {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "spec": {"nodeName": "n1", "serviceAccountName": "default", "containers": [{"name": "c", "image": "i"}]}});
+        let pod = self.create(resources::POD, pod).await;
+        PodRef { namespace: "shop".into(), name: name.into(), uid: Some(pod.uid().to_owned()) }
+    }
+
+    /// Connects to the agent and asks.
+    pub(crate) async fn open(&self, request: Request) -> UnixStream {
+        let mut stream = UnixStream::connect(self.path("run/basal.sock")).await.unwrap();
+        stream.write_all(&frame::encode(&Call::new(request)).unwrap()).await.unwrap();
+        stream
+    }
+
+    pub(crate) async fn ask(&self, request: Request) -> Answer {
+        let mut stream = self.open(request).await;
+        receive(&mut stream).await
+    }
+
+    /// ADD up to the agent's offer.
+    pub(crate) async fn offer(&self, container: &str, pod: Option<PodRef>) -> (UnixStream, Answer) {
+        let mut stream = self.open(Request::Add(add_request(container, pod))).await;
+        let answer = receive(&mut stream).await;
+        (stream, answer)
+    }
+
+    /// ADD, acknowledged.
+    pub(crate) async fn add(&self, container: &str, pod: Option<PodRef>) -> basal_cni::api::AddResult {
+        let (mut stream, answer) = self.offer(container, pod).await;
+        let Answer::Added(result) = answer else { panic!("no result: {answer:?}") };
+        stream.write_all(&frame::encode(&Ack::Received).unwrap()).await.unwrap();
+        assert_eq!(receive(&mut stream).await, Answer::Committed);
+        result
+    }
+
+    pub(crate) async fn del(&self, container: &str) -> Answer {
+        self.ask(Request::Del(DelRequest { attachment: attachment(container) })).await
+    }
+
+    /// Everything of endpoints that there is: interfaces, rows, records, objects, journal.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let observed = self.kernel.observed();
+        let links = observed.state.links.keys().filter(|name| name.is_endpoint()).map(|name| format!("link {name}"));
+        let hooks = observed.state.hooks.keys().filter(|hook| hook.link().is_none_or(|name| name.is_endpoint()));
+        let hooks = hooks.map(|hook| format!("hook {hook}"));
+        let rows = &observed.state.maps[&basal_datapath::rows::MapId::Endpoints];
+        // Router and node have two addresses each.
+        let rows = (rows.len() != 4).then(|| format!("{} rows of endpoints", rows.len()));
+        let keys = self.keys("cilium/state/ip/").into_iter().chain(self.keys("cilium/state/identities/v1/value/"));
+        let objects = self.objects.all(&resources::CILIUM_ENDPOINT).into_iter().map(|o| format!("object {}", o.key()));
+        let journal = std::fs::read_dir(self.path("run/state/endpoints")).unwrap();
+        let journal = journal.map(|entry| format!("journal {:?}", entry.unwrap().file_name()));
+        links.chain(hooks).chain(rows).chain(keys).chain(objects).chain(journal).collect()
+    }
+}
+
+pub(crate) fn attachment(container: &str) -> Attachment {
+    Attachment { container_id: container.into(), ifname: "eth0".into() }
+}
+
+pub(crate) fn add_request(container: &str, pod: Option<PodRef>) -> AddRequest {
+    AddRequest { attachment: attachment(container), netns: format!("/run/netns/{container}"), pod, ips: vec![] }
+}
+
+pub(crate) async fn receive(stream: &mut UnixStream) -> Answer {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).await.unwrap();
+    let mut body = vec![0; frame::body_len(header).unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    serde_json::from_slice(&body).unwrap()
+}
