@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod duties;
+pub mod measured;
 pub mod metrics;
 pub mod node;
 pub mod ports;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use basal_kvstore::etcd::{EtcdKv, Limits};
+use basal_kvstore::{
+    etcd::{EtcdKv, Limits},
+    kv::Kv,
+};
 use basal_objects::{
     kube::KubeObjects,
     leadership::identity,
@@ -26,6 +29,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::OperatorConfig,
+    measured::{Measured, RequestDurations},
     metrics::OperatorMetrics,
     ports::Ports,
     run::{Operator, Settings},
@@ -54,6 +58,7 @@ pub async fn main() -> anyhow::Result<()> {
     let (metrics, readiness) = (Metrics::new("basal_operator"), Readiness::new());
     let operator_metrics = OperatorMetrics::register(&metrics);
     let controllers = metrics.register(ControllerMetrics::register);
+    let durations = RequestDurations::register(&metrics);
     let admin = AdminServer::bind(&AdminOptions {
         address: Some(config.serving.operator_api_serve_addr.clone()),
         metrics_address: config.serving.enable_metrics.then(|| config.serving.operator_prometheus_serve_addr.clone()),
@@ -73,11 +78,11 @@ pub async fn main() -> anyhow::Result<()> {
         duties: config.duties()?,
         definitions: definitions(&config),
     };
-    let (objects, lease) = connect(&config, &env).await?;
+    let (objects, lease) = connect(&config, &env, &durations).await?;
     let kvstore = config.kvstore()?;
     let etcd = kvstore.load_waiting().await?;
-    let kv = EtcdKv::new(&env, &etcd, Limits::from(&kvstore)).await?;
-    let ports = Ports::new(env, objects, Arc::new(kv), config.cluster()?);
+    let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &etcd, Limits::from(&kvstore)).await?);
+    let ports = Ports::new(env, objects, Arc::new(Measured::new(kv, &durations)), config.cluster()?);
 
     let operator = Operator::new(ports, lease, settings, operator_metrics, controllers, readiness);
     let run = operator.run(shutdown.drain.clone());
@@ -94,11 +99,16 @@ pub async fn main() -> anyhow::Result<()> {
 }
 
 /// Two clients: one for all requests, and one for the Lease alone.
-async fn connect(config: &OperatorConfig, env: &SharedEnv) -> anyhow::Result<(Arc<dyn Objects>, Arc<dyn Objects>)> {
+async fn connect(
+    config: &OperatorConfig,
+    env: &SharedEnv,
+    durations: &RequestDurations,
+) -> anyhow::Result<(Arc<dyn Objects>, Arc<dyn Objects>)> {
     let reach = &config.kubernetes.reach;
-    let objects = KubeObjects::connect(reach, Arc::clone(env)).await?;
+    let objects: Arc<dyn Objects> = Arc::new(KubeObjects::connect(reach, Arc::clone(env)).await?);
+    let measured: Arc<dyn Objects> = Arc::new(Measured::new(objects, durations));
     let lease = KubeObjects::connect(reach, Arc::clone(env)).await?;
-    Ok((Arc::new(Paced::new(Arc::new(objects), PaceOptions::default())), Arc::new(lease)))
+    Ok((Arc::new(Paced::new(measured, PaceOptions::default())), Arc::new(lease)))
 }
 
 fn definitions(config: &OperatorConfig) -> Vec<Object> {
