@@ -12,6 +12,8 @@ use serde_json::json;
 
 /// The plugin's name: that of its executable, and the `type` in the configuration.
 pub const PLUGIN: &str = "basal-cni";
+/// The plugin of the CNI project that serves hostPorts.
+pub const PORTMAP: &str = "portmap";
 /// What configurations of other plugins are renamed to, so that the runtime does not take them (Cilium's suffix).
 const SET_ASIDE: &str = "cilium_bak";
 
@@ -57,14 +59,17 @@ pub fn binary(from: &Path, folder: &Path) -> Result<(), InstallError> {
     write(&path, &content, 0o755)
 }
 
-/// The configuration's content.
+/// The configuration's content. `portmap`, which serves hostPorts, comes with the runtime's own plugins; a configuration
+/// that names a plugin which is not there would let no pod start.
 #[must_use]
-pub fn conflist(socket: &Path, delete_queue: &Path) -> String {
-    let plugin =
+pub fn conflist(socket: &Path, delete_queue: &Path, portmap: bool) -> String {
+    let ours =
         json!({"type": PLUGIN, "agent-socket": socket, "delete-queue": delete_queue, "capabilities": {"ips": true}});
-    // portMappings are portmap's: it comes with the runtime's own plugins.
-    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
-    let list = json!({"cniVersion": "1.0.0", "name": "cilium", "plugins": [plugin, portmap]});
+    let mut plugins = vec![ours];
+    if portmap {
+        plugins.push(json!({"type": PORTMAP, "capabilities": {"portMappings": true}}));
+    }
+    let list = json!({"cniVersion": "1.0.0", "name": "cilium", "plugins": plugins});
     format!("{list:#}\n")
 }
 
@@ -141,11 +146,12 @@ mod tests {
         let ours = folder.path().join("05-cilium.conflist");
         fs::write(folder.path().join("10-bridge.conflist"), "{}").unwrap();
         fs::write(folder.path().join("README"), "").unwrap();
-        let content = conflist(Path::new("/s"), Path::new("/q"));
+        let content = conflist(Path::new("/s"), Path::new("/q"), true);
         configuration(&ours, &content).unwrap();
         assert_eq!(set_others_aside(&ours).unwrap(), [folder.path().join("10-bridge.conflist")]);
         let parsed: serde_json::Value = serde_json::from_slice(&fs::read(&ours).unwrap()).unwrap();
-        assert_eq!(parsed["plugins"][0]["type"], PLUGIN);
+        assert_eq!((&parsed["plugins"][0]["type"], &parsed["plugins"][1]["type"]), (&json!(PLUGIN), &json!(PORTMAP)));
+        assert!(!conflist(Path::new("/s"), Path::new("/q"), false).contains(PORTMAP));
         assert!(folder.path().join("10-bridge.conflist.cilium_bak").exists());
         withdraw(&ours).unwrap();
         withdraw(&ours).unwrap();

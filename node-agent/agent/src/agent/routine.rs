@@ -101,7 +101,11 @@ pub fn install(settings: &Settings, socket: &Path, queue: &Path) -> Result<(), I
     if let Some(plugin) = cni.cni_plugin.clone().or(beside) {
         install::binary(&plugin, &cni.cni_bin_dir)?;
     }
-    install::configuration(&cni.write_cni_conf_when_ready, &install::conflist(socket, queue))?;
+    let portmap = cni.cni_bin_dir.join(install::PORTMAP).exists();
+    if !portmap {
+        tracing::info!(folder = %cni.cni_bin_dir.display(), "there is no portmap plugin; hostPorts of pods are not served");
+    }
+    install::configuration(&cni.write_cni_conf_when_ready, &install::conflist(socket, queue, portmap))?;
     if cni.cni_exclusive {
         for path in install::set_others_aside(&cni.write_cni_conf_when_ready)? {
             tracing::info!(path = %path.display(), "another CNI configuration was set aside");
