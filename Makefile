@@ -10,7 +10,7 @@ export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 .PHONY: help setup demo demo-env demo-down test fmt lint crds advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
-E2E = cargo run --quiet --package basal-e2e --
+E2E = cargo run --quiet --bin basal-e2e --
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

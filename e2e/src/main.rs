@@ -142,7 +142,7 @@ fn collected(what: &str, name: &ClusterName, error: anyhow::Error) -> anyhow::Er
 
 fn test(arguments: &[String]) -> anyhow::Result<()> {
     let status = Command::new("cargo")
-        .args(["test", "--package", "basal-e2e", "--test", "cluster", "--"])
+        .args(["test", "--workspace", "--test", "cluster", "--"])
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("BASAL_CACHE", parts::cache_dir()?)
