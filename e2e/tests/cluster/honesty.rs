@@ -18,12 +18,18 @@ pub(crate) fn policies_are_said_not_to_be_enforced(cluster: &mut Cluster) -> any
     let before = basal(cluster, "n1", &["status"])?;
     ensure!(!before.contains(WORDS), "without any policy the status says:\n{before}");
     cluster.apply(&policy.to_string())?;
+    let said = said_not_enforced(cluster);
+    delete(cluster, &["networkpolicy", "nobody"])?;
+    said
+}
+
+fn said_not_enforced(cluster: &Cluster) -> anyhow::Result<()> {
     eventually("a warning event", || {
         ensure!(events(cluster, "nobody", WORDS)? > 0, "none about the policy");
         Ok(())
     })?;
     eventually("the metric", || {
-        let count = metric(&agent_metrics(&cluster.node("n1")?)?, "basal_agent_policies_not_enforced", &[])?;
+        let count = metric(&agent_metrics(&cluster.node("n1")?)?, "cilium_policies_not_enforced", &[])?;
         ensure!(count >= 1.0, "it is {count}");
         Ok(())
     })?;
@@ -31,8 +37,7 @@ pub(crate) fn policies_are_said_not_to_be_enforced(cluster: &mut Cluster) -> any
         let status = basal(cluster, "n1", &["status"])?;
         ensure!(status.contains(WORDS), "it says:\n{status}");
         Ok(())
-    })?;
-    delete(cluster, &["networkpolicy", "nobody"])
+    })
 }
 
 /// A Cilium key that asks for encryption stops the start with its name; without it the agent starts again.
