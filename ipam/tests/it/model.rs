@@ -14,7 +14,7 @@ use basal_ipam::{
     names::{NodeName, NodeUid, TermId},
     prefix::PodCidr,
 };
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use crate::support::{LIMITS, REST, ipv4, node, secs};
 
@@ -81,6 +81,8 @@ struct Leader {
     /// Sent, not answered.
     sent: Option<Sent>,
     work: Option<Work>,
+    /// What became of the last swap is not known: the ledger is read before the next one, and other work goes on.
+    reload: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -148,6 +150,7 @@ enum Action {
     DeliverLate,
     Read(usize),
     Write(usize),
+    Reload(usize),
     Crash(usize),
 }
 
@@ -213,6 +216,7 @@ impl World {
     fn reload(&mut self, operator: usize) {
         let loaded = self.ledger.load();
         let Some(leader) = self.leader_mut(operator) else { return };
+        leader.reload = false;
         if leader.allocator.reload(&loaded, secs(0)).next == Next::EndTerm {
             self.end_term(operator);
         }
@@ -397,6 +401,8 @@ impl Model for Cluster {
                         actions.push(Action::Write(index));
                     } else if world.next_work(index).is_some() {
                         actions.push(Action::Read(index));
+                    } else if leader.reload {
+                        actions.push(Action::Reload(index));
                     } else {
                         actions.push(Action::Send(index));
                     }
@@ -452,7 +458,8 @@ impl Model for Cluster {
                     })
                     .collect();
                 allocator.adopt(&carried);
-                world.operators[index] = Operator::Leading(Arc::new(Leader { allocator, sent: None, work: None }));
+                world.operators[index] =
+                    Operator::Leading(Arc::new(Leader { allocator, sent: None, work: None, reload: false }));
             }
             Action::Send(index) => {
                 let (allocator, batch) = last.plan(index)?;
@@ -466,7 +473,7 @@ impl Model for Cluster {
                 let answer = world.commit(&term, &sent.swaps());
                 match world.leader_mut(index)?.allocator.settle(sent.id, &answer, secs(0)).next {
                     Next::Continue => {}
-                    Next::Reload => world.reload(index),
+                    Next::Reload => world.leader_mut(index)?.reload = true,
                     Next::EndTerm => world.end_term(index),
                 }
             }
@@ -475,13 +482,14 @@ impl Model for Cluster {
                 let leader = world.leader_mut(index)?;
                 let (sent, term) = (leader.sent.take()?, leader.allocator.term().clone());
                 leader.allocator.settle(sent.id, &SwapAnswer::Unknown("lost".into()), secs(0));
+                leader.reload = true;
                 if matches!(action, Action::LoseAnswer(_)) {
                     let _answer = world.commit(&term, &sent.swaps());
                 } else {
                     world.late = Some((term, sent));
                 }
-                world.reload(index);
             }
+            Action::Reload(index) => world.reload(index),
             Action::DeliverLate => {
                 let (term, sent) = world.late.take()?;
                 let _answer = world.commit(&term, &sent.swaps());
@@ -563,7 +571,8 @@ fn is_reused(world: &World, last: &World) -> bool {
 
 fn explore(budget: Budget) {
     let config = ipv4(&["10.0.0.0/28"], 30);
-    let checker = Cluster { config, budget }.checker().threads(2).spawn_bfs().join();
+    let checker =
+        Cluster { config, budget }.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     checker.assert_properties();
 }
 
