@@ -97,12 +97,12 @@ mod tests {
         };
         let text = text(&status);
         for line in [
-            "KVStore:          Ok   etcd: 1/1 connected",
-            "Cilium:           Failure   waiting for: PodCIDR",
-            "IPAM:             IPv4: 4/254 allocated from 10.0.1.0/24, IPv6: 4/254 allocated from fd00::/120 (not confirmed)",
-            "Routing:          Network: Tunnel [vxlan]   Host: Legacy",
-            "Policy:           Warning   NOT ENFORCED",
-            "Endpoints:        2 of 3 ready",
+            "KVStore:           Ok   etcd: 1/1 connected",
+            "Cilium:            Failure   waiting for: PodCIDR",
+            "IPAM:              IPv4: 4/254 allocated from 10.0.1.0/24, IPv6: 4/254 allocated from fd00::/120 (not confirmed)",
+            "Routing:           Network: Tunnel [vxlan]   Host: Legacy",
+            "Policy:            Warning   NOT ENFORCED",
+            "Endpoints:         2 of 3 ready",
         ] {
             assert!(text.lines().any(|found| found.trim_end() == line), "{line:?} is missing in\n{text}");
         }
