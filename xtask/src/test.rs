@@ -5,7 +5,6 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -117,7 +116,8 @@ fn run_step(step: &Step, totals: &mut Totals) -> anyhow::Result<()> {
     match step {
         Step::Check(command) => cache::run(command),
         Step::Nextest(which) => {
-            let junit = target_dir().join("nextest/default/junit.xml");
+            // nextest keeps its reports below the checkout, wherever the build tree is.
+            let junit = cache::checkout().join("target/nextest/default/junit.xml");
             if junit.exists() {
                 fs::remove_file(&junit)?;
             }
@@ -150,8 +150,4 @@ fn libtest(command: &[&str], totals: &mut Totals) -> anyhow::Result<()> {
     let status = child.wait()?;
     anyhow::ensure!(status.success(), "`{}` failed: {status}", command.join(" "));
     Ok(())
-}
-
-fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache::checkout().join("target"), PathBuf::from)
 }
