@@ -21,6 +21,9 @@ pub enum Fault {
     Throttle,
     /// The request arrives so much later.
     Delay(Duration),
+    /// The whole process stands still for so long before the request leaves, as under SIGSTOP; then it goes on as if
+    /// nothing had been.
+    Stall(Duration),
 }
 
 impl Fault {
@@ -42,6 +45,7 @@ impl fmt::Display for Fault {
             Self::Unavailable => f.write_str("unavailable"),
             Self::Throttle => f.write_str("throttle"),
             Self::Delay(time) => write!(f, "delay {time:?}"),
+            Self::Stall(time) => write!(f, "stall {time:?}"),
         }
     }
 }

@@ -297,6 +297,17 @@ impl World {
         self.note(resumed.as_ref(), format!("{name} goes on"));
     }
 
+    /// Pauses a process for a while.
+    pub(crate) fn stall(&self, name: &str, time: Duration) {
+        self.pause(name);
+        let (world, name) = (self.clone(), name.to_owned());
+        let task = async move {
+            tokio::time::sleep(time).await;
+            world.resume(&name);
+        };
+        drop(spawn_on_tokio("stall", Box::pin(task)));
+    }
+
     /// Asks a process to stop, as SIGTERM does. It does not start again.
     pub fn stop(&self, name: &str) {
         let mut state = lock(&self.0.state);
@@ -339,7 +350,12 @@ impl World {
 
     fn record(&self, who: Option<&ProcessId>, what: What) {
         let entry = Entry { at: self.0.started.elapsed(), who: who.cloned(), what };
-        lock(&self.0.state).trace.push(entry);
+        let mut state = lock(&self.0.state);
+        // What comes after the trouble only hides what led to it.
+        if state.trouble.is_none() {
+            state.trace.push(entry);
+        }
+        drop(state);
         self.0.stepped.notify_waiters();
     }
 

@@ -121,6 +121,11 @@ impl Wire {
     async fn call<A: Answer>(&self, request: Request<A>) -> A {
         let Request { call, effect, overtaking } = request;
         let Some(Departure { call, fault }) = self.depart(call) else { return future::pending().await };
+        if let Some(Fault::Stall(time)) = fault {
+            self.world.stall(&self.id.name, time);
+            // This task stands still too.
+            travel(time).await;
+        }
         let (there, back) = (self.time(), self.time());
         let late = if let Some(Fault::Delay(time)) = fault { time } else { Duration::ZERO };
         let (sender, receiver) = oneshot::channel();
@@ -172,13 +177,20 @@ impl Wire {
         let call = Call { number: None, port, write: false, request };
         let Some(Departure { call, fault }) = self.depart(call) else { return stream::pending().boxed() };
         let number = call.number;
-        let opened = fault.is_none_or(|fault| matches!(fault, Fault::CrashAfter | Fault::Delay(_)));
+        let opened = fault.is_none_or(|fault| matches!(fault, Fault::CrashAfter | Fault::Delay(_) | Fault::Stall(_)));
         self.world.answered(&self.id, call, if opened { "open" } else { "not opened" }.to_owned(), fault, false);
         if fault == Some(Fault::CrashAfter) {
             self.world.end(&self.id, "is killed");
             return stream::pending().boxed();
         }
-        let late = if let Some(Fault::Delay(time)) = fault { time } else { Duration::ZERO };
+        let late = match fault {
+            Some(Fault::Delay(time)) => time,
+            Some(Fault::Stall(time)) => {
+                self.world.stall(&self.id.name, time);
+                time
+            }
+            _ => Duration::ZERO,
+        };
         let delay = stream::once(travel(late)).filter_map(|()| future::ready(None));
         let items = if opened {
             delay.chain(server).boxed()

@@ -68,6 +68,9 @@ fn a_write_to_etcd() {
         (Fault::Unavailable, false, Some("unavailable")),
         (Fault::Throttle, false, Some("unavailable")),
         (Fault::Delay(Duration::from_secs(5)), true, Some("done")),
+        (Fault::Delay(Duration::from_secs(15)), false, None),
+        (Fault::Stall(Duration::from_secs(5)), true, Some("done")),
+        (Fault::Stall(Duration::from_secs(15)), false, None),
         (Fault::Overtake, true, Some("done")),
     ] {
         with_fault(1, fault, write_and_tell, async |world| {
