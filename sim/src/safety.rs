@@ -3,15 +3,22 @@
 //! [`BlockSafety`] looks at the stores themselves: the ledger's cells, the CiliumNodes, the node records. What it
 //! finds must hold after every single change, whoever made it.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use basal_crds::kvstore::{NodeRecord, keys::NODES_PREFIX};
 use basal_ipam::{
-    cell::{Block, BlockState, Cell},
+    cell::{Block, BlockState, Cell, CellError},
     prefix::PodCidr,
 };
-use basal_kvstore::ledger::{LedgerKey, LedgerKeys};
-use basal_objects::object::{Object, resources};
+use basal_kvstore::{
+    kv::Revision,
+    ledger::{LedgerKey, LedgerKeys},
+};
+use basal_objects::object::resources;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -93,6 +100,29 @@ struct Claim {
     quarantined: Option<Instant>,
 }
 
+/// What was read out of some keys, by the revision that wrote each: few of them change between two looks.
+#[derive(Debug)]
+struct Parsed<T>(BTreeMap<String, (Revision, T)>);
+
+impl<T> Default for Parsed<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Clone> Parsed<T> {
+    /// Takes what is known of a key out of the last look, or reads it anew.
+    fn keep(&mut self, last: &Self, key: &str, revision: Revision, read: impl FnOnce() -> T) {
+        let known = last.0.get(key).filter(|(known, _)| *known == revision);
+        let value = known.map_or_else(read, |(_, value)| value.clone());
+        self.0.insert(key.to_owned(), (revision, value));
+    }
+
+    fn values(&self) -> impl Iterator<Item = (&String, &T)> {
+        self.0.iter().map(|(key, (_, value))| (key, value))
+    }
+}
+
 /// The watcher over the blocks of one cluster. It remembers the claims of the last look, so it must see every change.
 #[derive(Debug)]
 pub struct BlockSafety {
@@ -100,21 +130,31 @@ pub struct BlockSafety {
     quarantine: Duration,
     claims: BTreeMap<PodCidr, Claim>,
     /// What was in use under a claim of its own when last looked at.
-    covered: Vec<(PodCidr, String)>,
+    covered: BTreeSet<(PodCidr, String)>,
+    cells: Parsed<Result<Cell, CellError>>,
+    specs: Parsed<Vec<Holding>>,
+    records: Parsed<Vec<Holding>>,
 }
 
 impl BlockSafety {
     /// For the cluster of this name, whose blocks rest at least `quarantine` before they are granted again.
     #[must_use]
     pub fn new(cluster: &str, quarantine: Duration) -> Self {
-        let keys = LedgerKeys::new(cluster);
-        Self { keys, quarantine, claims: BTreeMap::new(), covered: Vec::new() }
+        Self {
+            keys: LedgerKeys::new(cluster),
+            quarantine,
+            claims: BTreeMap::new(),
+            covered: BTreeSet::new(),
+            cells: Parsed::default(),
+            specs: Parsed::default(),
+            records: Parsed::default(),
+        }
     }
 
     /// Forgets the last look, for a scenario that puts an older state back on purpose.
     pub fn forget(&mut self) {
-        self.claims.clear();
-        self.covered.clear();
+        let keys = self.keys.clone();
+        *self = Self { keys, ..Self::new("", self.quarantine) };
     }
 
     /// Looks.
@@ -122,18 +162,22 @@ impl BlockSafety {
     /// # Errors
     /// The first broken promise.
     pub fn look(&mut self, kv: &ModelKv, objects: &ModelObjects) -> Result<(), Breach> {
-        let contents = kv.contents();
-        let claims = self.read_claims(&contents)?;
-        let uses = uses(&contents, &objects.all(&resources::CILIUM_NODE));
-        let claimed = claims.iter().map(|(block, claim)| Holding {
-            block: *block,
-            node: claim.block.node.as_str().to_owned(),
-            source: Source::Claim(claim.block.state),
-        });
-        one_owner(claimed.chain(uses.iter().cloned()).collect())?;
+        self.read(kv, objects);
+        let claims = self.read_claims()?;
+        let uses: Vec<&Holding> =
+            self.specs.values().chain(self.records.values()).flat_map(|(_, holdings)| holdings).collect();
+        let claimed: Vec<Holding> = claims
+            .iter()
+            .map(|(block, claim)| Holding {
+                block: *block,
+                node: claim.block.node.as_str().to_owned(),
+                source: Source::Claim(claim.block.state),
+            })
+            .collect();
+        one_owner(claimed.iter().chain(uses.iter().copied()).collect())?;
         self.check_frees(&claims, &uses)?;
         self.check_quarantine(&claims)?;
-        let covers = |holding: &&Holding| {
+        let covers = |holding: &&&Holding| {
             claims.get(&holding.block).is_some_and(|claim| claim.block.node.as_str() == holding.node)
         };
         self.covered = uses.iter().filter(covers).map(|holding| (holding.block, holding.node.clone())).collect();
@@ -141,14 +185,28 @@ impl BlockSafety {
         Ok(())
     }
 
-    fn read_claims(&self, contents: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<PodCidr, Claim>, Breach> {
+    fn read(&mut self, kv: &ModelKv, objects: &ModelObjects) {
+        let (mut cells, mut specs, mut records) = (Parsed::default(), Parsed::default(), Parsed::default());
+        kv.visit(self.keys.prefix(), |key, revision, value| {
+            if let Some(LedgerKey::Cell(id)) = self.keys.parse(key) {
+                cells.keep(&self.cells, key, revision, || Cell::from_json(id, value));
+            }
+        });
+        kv.visit(NODES_PREFIX, |key, revision, value| {
+            records.keep(&self.records, key, revision, || record_holdings(value));
+        });
+        objects.visit(&resources::CILIUM_NODE, |key, revision, value| {
+            specs.keep(&self.specs, key, revision, || spec_holdings(value));
+        });
+        (self.cells, self.specs, self.records) = (cells, specs, records);
+    }
+
+    fn read_claims(&self) -> Result<BTreeMap<PodCidr, Claim>, Breach> {
         let now = Instant::now();
         let mut claims = BTreeMap::new();
-        for (key, value) in contents.range(self.keys.prefix().to_owned()..) {
-            let Some(LedgerKey::Cell(id)) = self.keys.parse(key) else { continue };
-            let cell = Cell::from_json(id, value)
-                .map_err(|error| Breach::BadCell { key: key.clone(), why: error.to_string() })?;
-            for (at, block) in cell.blocks() {
+        for (key, cell) in self.cells.values() {
+            let bad = |error: &CellError| Breach::BadCell { key: key.clone(), why: error.to_string() };
+            for (at, block) in cell.as_ref().map_err(bad)?.blocks() {
                 let quarantined = (block.state == BlockState::Quarantined).then(|| {
                     let since = self.claims.get(at).and_then(|claim| claim.quarantined);
                     since.unwrap_or(now)
@@ -159,12 +217,11 @@ impl BlockSafety {
         Ok(claims)
     }
 
-    fn check_frees(&self, claims: &BTreeMap<PodCidr, Claim>, uses: &[Holding]) -> Result<(), Breach> {
+    fn check_frees(&self, claims: &BTreeMap<PodCidr, Claim>, uses: &[&Holding]) -> Result<(), Breach> {
         let freed = uses.iter().find(|holding| {
-            let was_covered = self.covered.iter().any(|(block, node)| (block, node) == (&holding.block, &holding.node));
-            was_covered && !claims.contains_key(&holding.block)
+            !claims.contains_key(&holding.block) && self.covered.contains(&(holding.block, holding.node.clone()))
         });
-        freed.map_or(Ok(()), |holding| Err(Breach::FreeInUse(holding.clone())))
+        freed.map_or(Ok(()), |holding| Err(Breach::FreeInUse((*holding).clone())))
     }
 
     fn check_quarantine(&self, claims: &BTreeMap<PodCidr, Claim>) -> Result<(), Breach> {
@@ -183,22 +240,18 @@ impl BlockSafety {
     }
 }
 
-/// What CiliumNodes and node records say. What does not parse holds nothing: nobody can use it.
-fn uses(contents: &BTreeMap<String, Vec<u8>>, cilium_nodes: &[Object]) -> Vec<Holding> {
-    let specs = cilium_nodes.iter().flat_map(|object| {
-        let list = object.0.pointer("/spec/ipam/podCIDRs").and_then(Value::as_array);
-        let texts = list.into_iter().flatten().filter_map(Value::as_str);
-        texts.filter_map(|text| holding(text, object.name(), Source::Spec)).collect::<Vec<_>>()
-    });
-    let records = contents
-        .range(NODES_PREFIX.to_owned()..)
-        .take_while(|(key, _)| key.starts_with(NODES_PREFIX))
-        .filter_map(|(_, value)| NodeRecord::parse(value).ok())
-        .flat_map(|record| {
-            let holding = |cidr| holding(&format!("{cidr}"), record.name.as_str(), Source::Record);
-            record.cidrs().filter_map(holding).collect::<Vec<_>>()
-        });
-    specs.chain(records).collect()
+/// What a CiliumNode says. What does not parse holds nothing: nobody can use it.
+fn spec_holdings(object: &Value) -> Vec<Holding> {
+    let node = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let list = object.pointer("/spec/ipam/podCIDRs").and_then(Value::as_array);
+    let texts = list.into_iter().flatten().filter_map(Value::as_str);
+    texts.filter_map(|text| holding(text, node, Source::Spec)).collect()
+}
+
+/// What a node record says, likewise.
+fn record_holdings(value: &[u8]) -> Vec<Holding> {
+    let Ok(record) = NodeRecord::parse(value) else { return Vec::new() };
+    record.cidrs().filter_map(|cidr| holding(&cidr.to_string(), record.name.as_str(), Source::Record)).collect()
 }
 
 fn holding(block: &str, node: &str, source: Source) -> Option<Holding> {
@@ -206,9 +259,9 @@ fn holding(block: &str, node: &str, source: Source) -> Option<Holding> {
 }
 
 /// Whether every address has at most one owner.
-fn one_owner(mut holdings: Vec<Holding>) -> Result<(), Breach> {
+fn one_owner(mut holdings: Vec<&Holding>) -> Result<(), Breach> {
     holdings.sort_by_key(|holding| (holding.block.family(), holding.block.first(), holding.block.last()));
-    let mut furthest: Option<Holding> = None;
+    let mut furthest: Option<&Holding> = None;
     for holding in holdings {
         let Some(before) = furthest else {
             furthest = Some(holding);
@@ -217,7 +270,7 @@ fn one_owner(mut holdings: Vec<Holding>) -> Result<(), Breach> {
         // Of all blocks that reach into this one, the one that reaches furthest does: if it is the same node's, so are
         // the others, because they share addresses with it.
         if before.block.overlaps(&holding.block) && before.node != holding.node {
-            return Err(Breach::TwoOwners(Box::new(before), Box::new(holding)));
+            return Err(Breach::TwoOwners(Box::new(before.clone()), Box::new(holding.clone())));
         }
         let farther = before.block.family() != holding.block.family() || holding.block.last() > before.block.last();
         furthest = Some(if farther { holding } else { before });
@@ -232,7 +285,10 @@ mod tests {
     use basal_crds::names::{ClusterId, ClusterName};
     use basal_ipam::{cell::CellId, names::NodeName};
     use basal_kvstore::kv::{Keys, Kv as _, Op, Txn};
-    use basal_objects::{object::ObjectKey, port::Objects as _};
+    use basal_objects::{
+        object::{Object, ObjectKey},
+        port::Objects as _,
+    };
     use basal_runtime::{env::SeededEnv, outcome::Outcome};
     use serde_json::json;
 

@@ -116,6 +116,12 @@ impl ModelKv {
         self.state().header()
     }
 
+    /// Shows every key with a prefix, the revision that wrote it last, and its value, without a copy.
+    pub fn visit(&self, prefix: &str, mut see: impl FnMut(&str, Revision, &[u8])) {
+        let state = self.state();
+        state.store.scan(prefix, "").for_each(|(key, stored)| see(key, stored.mod_revision, &stored.value));
+    }
+
     /// Every key with its value.
     #[must_use]
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {

@@ -225,6 +225,13 @@ impl ModelObjects {
         self.state().store.revision()
     }
 
+    /// Shows every object of a kind, by its key and the revision that wrote it last, without a copy.
+    pub fn visit(&self, resource: &Resource, mut see: impl FnMut(&str, Revision, &Value)) {
+        let state = self.state();
+        let prefix = kinds::key(resource, None, "");
+        state.store.scan(&prefix, "").for_each(|(key, stored)| see(key, stored.mod_revision, &stored.value));
+    }
+
     /// Every object of a kind, as it is now; none when the kind is not known.
     #[must_use]
     pub fn all(&self, resource: &Resource) -> Vec<Object> {
