@@ -35,7 +35,7 @@ impl LedgerFixture {
 
     /// Puts a term into the fence.
     async fn term(&self, number: u64) -> Verdict<TermId> {
-        let (seen, term) = (read("read the fence", self.one.read_fence().await)?, term_id(number));
+        let (seen, term) = (read("begin", self.one.begin().await)?, term_id(number));
         same("take the fence", self.one.take_fence(&seen, &term).await, FenceAnswer::Taken)?;
         Ok(term)
     }
@@ -101,6 +101,7 @@ async fn an_empty_ledger_has_no_fence_and_no_cells(f: &LedgerFixture) -> Verdict
     let loaded = f.load().await?;
     same("fence", &loaded.fence, &FenceSeen::default())?;
     same("cells", loaded.cells.len(), 0)?;
+    same("fence at the begin of a term", read("begin", f.one.begin().await)?, FenceSeen::default())?;
     same("fence alone", read("read the fence", f.one.read_fence().await)?, FenceSeen::default())
 }
 
@@ -218,7 +219,7 @@ async fn a_random_run_goes_as_in_the_pure_ledger(f: &LedgerFixture) -> Verdict {
         let ledger = if draw(2) == 0 { &f.one } else { &f.other };
         match draw(10) {
             0 => {
-                let seen = read("read the fence", ledger.read_fence().await)?;
+                let seen = read("begin", ledger.begin().await)?;
                 same("fence", &seen.value, &twin.state.fence.value)?;
                 twin.looks.push((seen, twin.state.fence.clone()));
             }
