@@ -13,6 +13,7 @@ use crate::parts;
 pub const MARK: &str = "BASAL_E2E_CLUSTER";
 
 /// A cluster's name: 1 to 8 of `a-z0-9`, a letter first. No dash, so that `NAME-` is the prefix of one cluster only.
+/// It is the machine's: whoever takes a cluster down takes down that of another cache folder, too, if it has the name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClusterName(String);
 

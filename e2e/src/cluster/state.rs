@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, bail, ensure};
+use nix::ifaddrs::getifaddrs;
 use serde::{Deserialize, Serialize};
 
 use super::names::{ClusterDir, ClusterName, clusters_dir};
@@ -120,11 +121,17 @@ impl State {
         if dir.path().exists() {
             bail!("a cluster {name} exists; take it down first: basal-e2e down --name {name}");
         }
-        let used: BTreeSet<u8> = all_names()?
+        let mut used: BTreeSet<u8> = all_names()?
             .iter()
             .filter_map(|other| Self::load(&other.dir().ok()?).ok())
             .map(|state| state.index)
             .collect();
+        // Clusters of another cache folder share the machine's addresses too.
+        used.extend(getifaddrs().context("listing the machine's addresses")?.filter_map(|one| {
+            let address = one.address?.as_sockaddr_in()?.ip();
+            let [first, second, ..] = address.octets();
+            (first == 10).then(|| second.checked_sub(200)).flatten()
+        }));
         let index = (0..50).find(|index| !used.contains(index)).context("50 clusters are on this machine already")?;
         let state = Self { index, cni, nodes: Vec::new(), next_node: 0 };
         fs::create_dir_all(dir.path().join("log")).with_context(|| format!("creating {}", dir.path().display()))?;

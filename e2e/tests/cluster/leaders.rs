@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
-use basal_e2e::cluster::Cluster;
+use basal_e2e::cluster::{BasalOptions, Cluster, Node};
 use basal_e2e::say::say;
 use serde_json::{Value, json};
 
+use crate::suite::wider;
 use crate::view::{eventually, keys, leader, node_key, operator_metric, text, texts};
 
 const NODES: usize = 200;
@@ -50,6 +51,8 @@ const DEATHS: [Before; 10] = [
 /// Two hundred nodes that exist at the API server only join in ten batches; the leader of each batch is killed at a
 /// seeded step. In the end each node has one block of each family, no block two nodes, and a record in etcd.
 pub(crate) fn no_block_twice(cluster: &mut Cluster) -> anyhow::Result<()> {
+    // Changes nothing where the pool was widened before.
+    cluster.install_basal(&BasalOptions { values: wider() })?;
     for (batch, before) in shuffled(DEATHS, SEED).into_iter().enumerate() {
         let names: Vec<String> = (0..NODES / DEATHS.len()).map(|number| format!("api-{batch}-{number}")).collect();
         let node = eventually("a leader", || leader(cluster))?;
@@ -188,7 +191,7 @@ fn served(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
     Ok(served)
 }
 
-fn kill(node: &basal_e2e::cluster::Node) -> anyhow::Result<()> {
+fn kill(node: &Node) -> anyhow::Result<()> {
     let pid = node.run("pidof").args(["-s", "basal-operator"]).text()?;
     node.run("kill").args(["-KILL", pid.trim()]).done()
 }

@@ -16,9 +16,10 @@ mod workload;
 
 use std::process::ExitCode;
 
+use basal_e2e::say::say;
 use libtest_mimic::{Arguments, Trial};
 
-use suite::{Suite, outcome};
+use suite::{Suite, have_the_machine, outcome};
 
 fn main() -> ExitCode {
     basal_e2e::cluster::run_if_asked();
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
     // They share one cluster, and two cores.
     arguments.test_threads = Some(1);
     let Ok(name) = "e2e".parse() else { return ExitCode::FAILURE };
+    let machine = if arguments.list { Ok(None) } else { have_the_machine().map(Some) };
+    let Ok(_machine) = machine.inspect_err(|error| say(format!("{error:#}"))) else { return ExitCode::FAILURE };
     let suite = Suite::new(name);
     let trials = vec![
         Trial::test("a_cluster_boots_and_leaves_nothing", || outcome(boot::boots_and_leaves_nothing())),

@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use anyhow::ensure;
 use basal_e2e::cluster::{BasalOptions, Cluster};
 use ipnet::IpNet;
-use serde_json::json;
 
 use crate::leaders::join;
-use crate::suite::values;
+use crate::suite::wider;
 use crate::view::{
     IP_RECORDS, basal, events, eventually, has, keys, knows_the_others, node_key, operator_metric, pod_cidrs, record,
     text,
@@ -94,10 +93,7 @@ pub(crate) fn an_exhausted_pool_says_so(cluster: &mut Cluster) -> anyhow::Result
         ensure!(refused >= 1.0, "{refused} refusals");
         Ok(())
     })?;
-    let mut wider = values();
-    wider["ipam"]["operator"]["clusterPoolIPv4PodCIDRList"] = json!(["10.100.0.0/22", "10.101.0.0/16"]);
-    wider["ipam"]["operator"]["clusterPoolIPv6PodCIDRList"] = json!(["fd00:100::/118", "fd00:101::/104"]);
-    cluster.install_basal(&BasalOptions { values: wider })?;
+    cluster.install_basal(&BasalOptions { values: wider() })?;
     eventually("n5 to be served from the appended CIDR", || {
         let cidrs = pod_cidrs(cluster, "n5")?;
         ensure!(cidrs.first().is_some_and(|cidr| cidr.starts_with("10.101.")), "it has {cidrs:?}");

@@ -1,9 +1,10 @@
 //! The cluster that the scenarios share.
 
 use std::env;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, Options};
 use basal_e2e::say::say;
 use libtest_mimic::{Failed, Trial};
@@ -41,6 +42,26 @@ pub(crate) fn values() -> Value {
             "leaderElection": {"leaseDuration": "3s", "renewDeadline": "2s", "retryPeriod": "500ms"},
         },
     })
+}
+
+/// The same with a pool that another CIDR of each family was appended to.
+pub(crate) fn wider() -> Value {
+    let mut values = values();
+    values["ipam"]["operator"]["clusterPoolIPv4PodCIDRList"] = json!(["10.100.0.0/22", "10.101.0.0/16"]);
+    values["ipam"]["operator"]["clusterPoolIPv6PodCIDRList"] = json!(["fd00:100::/118", "fd00:101::/104"]);
+    values
+}
+
+/// Waits until no other run of these tests uses the machine: names of clusters, their namespaces and links are the
+/// machine's.
+pub(crate) fn have_the_machine() -> anyhow::Result<File> {
+    const LOCK: &str = "/run/basal-e2e-tests.lock";
+    let lock = File::create(LOCK).with_context(|| format!("creating {LOCK}: the tests need root"))?;
+    if lock.try_lock().is_err() {
+        say("waiting for another run of the cluster tests on this machine");
+        lock.lock().with_context(|| format!("locking {LOCK}"))?;
+    }
+    Ok(lock)
 }
 
 impl Suite {
