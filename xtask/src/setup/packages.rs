@@ -7,8 +7,9 @@ use anyhow::{Context as _, bail};
 use super::{say, store};
 
 const PACKAGES: &[&str] = &[
-    // To build: protoc for etcd's API; a compiler with `core` for BPF.
+    // To build: protoc for etcd's API, with the definitions that it imports; a compiler with `core` for BPF.
     "gcc",
+    "libprotobuf-dev",
     "libstd-rust-web-dev-bpf",
     "protobuf-compiler",
     "python3-pip",
