@@ -10,7 +10,10 @@ use basal_kvstore::kv::{
 use basal_runtime::outcome::Outcome;
 use futures::{FutureExt as _, future, stream::BoxStream};
 
-use super::{AfterError, Answer, Faulty, Request};
+use super::{
+    AfterError, Faulty, Request,
+    answer::{NotDone, Told},
+};
 use crate::trace::{Call, Port, digest};
 
 /// Tries of the one who overtakes.
@@ -155,54 +158,17 @@ fn batch_text(batch: &WatchBatch) -> String {
     format!("rev {}{}", batch.header.revision, batch.events.iter().map(event).collect::<String>())
 }
 
-impl Answer for Result<RangeAnswer, KvError> {
-    fn lost() -> Self {
-        Self::unavailable()
-    }
-
-    fn unavailable() -> Self {
-        Err(KvError::Unavailable("lost on the way".to_owned()))
-    }
-
-    fn throttled() -> Self {
-        Self::unavailable()
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Ok(answer) => {
-                let values: Vec<u8> = answer.kvs.iter().flat_map(|kv| kv.value.iter().copied()).collect();
-                format!("rev {}, {} keys {}", answer.header.revision, answer.kvs.len(), digest(&values))
-            }
-            Err(error) => error.to_string(),
-        }
+impl Told for RangeAnswer {
+    fn told(&self) -> String {
+        let values: Vec<u8> = self.kvs.iter().flat_map(|kv| kv.value.iter().copied()).collect();
+        format!("rev {}, {} keys {}", self.header.revision, self.kvs.len(), digest(&values))
     }
 }
 
-impl Answer for Result<Duration, KvError> {
-    fn lost() -> Self {
-        Self::unavailable()
+impl Told for Duration {
+    fn told(&self) -> String {
+        format!("{self:?}")
     }
-
-    fn unavailable() -> Self {
-        Err(KvError::Unavailable("lost on the way".to_owned()))
-    }
-
-    fn throttled() -> Self {
-        Self::unavailable()
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Ok(ttl) => format!("{ttl:?}"),
-            Err(error) => error.to_string(),
-        }
-    }
-}
-
-/// What a write tells when it is done.
-trait Told {
-    fn told(&self) -> String;
 }
 
 impl Told for TxnAnswer {
@@ -217,30 +183,23 @@ impl Told for Lease {
     }
 }
 
-impl Told for () {
-    fn told(&self) -> String {
-        "done".to_owned()
+impl NotDone for KvError {
+    fn unavailable(why: &str) -> Self {
+        Self::Unavailable(why.to_owned())
+    }
+
+    /// etcd does not throttle reads.
+    fn throttled() -> Self {
+        Self::unavailable("lost on the way")
     }
 }
 
-impl<T: Told + Send + 'static> Answer for Outcome<T, KvRefusal> {
-    fn lost() -> Self {
-        Self::Unknown("lost on the way".to_owned())
-    }
-
-    fn unavailable() -> Self {
-        Self::Refused(KvRefusal::Unavailable("not taken".to_owned()))
+impl NotDone for KvRefusal {
+    fn unavailable(why: &str) -> Self {
+        Self::Unavailable(why.to_owned())
     }
 
     fn throttled() -> Self {
-        Self::Refused(KvRefusal::Unavailable("etcdserver: too many requests".to_owned()))
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Self::Done(value) => value.told(),
-            Self::Refused(refusal) => format!("refused: {refusal}"),
-            Self::Unknown(why) => format!("unknown: {why}"),
-        }
+        Self::unavailable("etcdserver: too many requests")
     }
 }

@@ -3,6 +3,7 @@
 //! [`Faulty`] stands before a port and numbers every call. A request that left is on the wire: it arrives even when its
 //! sender dies or gives up meanwhile.
 
+mod answer;
 mod kv;
 mod objects;
 
@@ -15,6 +16,8 @@ use futures::{
     stream::{self, BoxStream},
 };
 use tokio::sync::oneshot;
+
+use answer::Answer;
 
 use crate::{
     fault::Fault,
@@ -38,18 +41,6 @@ impl<P> Faulty<P> {
     fn server(&self) -> Arc<P> {
         Arc::clone(&self.server)
     }
-}
-
-/// What a call can answer, beside what the server says.
-trait Answer: Send + 'static {
-    /// The request or its answer got lost.
-    fn lost() -> Self;
-    /// The server did not take the request.
-    fn unavailable() -> Self;
-    /// The server asks for a pause.
-    fn throttled() -> Self;
-    /// For the trace.
-    fn text(&self) -> String;
 }
 
 /// What a call does at the server.

@@ -15,7 +15,10 @@ use futures::{
 };
 use serde_json::json;
 
-use super::{AfterError, Answer, Faulty, Request};
+use super::{
+    AfterError, Faulty, Request,
+    answer::{NotDone, Told},
+};
 use crate::trace::{Call, Port, digest};
 
 /// The annotation that the one who overtakes changes.
@@ -123,17 +126,6 @@ fn event_text(event: &ObjectEvent) -> String {
     }
 }
 
-/// What a call tells when it is done.
-trait Told {
-    fn told(&self) -> String;
-}
-
-impl Told for () {
-    fn told(&self) -> String {
-        "done".to_owned()
-    }
-}
-
 impl Told for Object {
     fn told(&self) -> String {
         object_text(self)
@@ -152,45 +144,22 @@ impl Told for ObjectList {
     }
 }
 
-impl<T: Told + Send + 'static> Answer for Result<T, ReadError> {
-    fn lost() -> Self {
-        Self::unavailable()
-    }
-
-    fn unavailable() -> Self {
-        Err(ReadError::Unavailable("lost on the way".to_owned()))
+impl NotDone for ReadError {
+    fn unavailable(why: &str) -> Self {
+        Self::Unavailable(why.to_owned())
     }
 
     fn throttled() -> Self {
-        Err(ReadError::TooManyRequests { retry_after: Some(PAUSE) })
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Ok(value) => value.told(),
-            Err(error) => error.to_string(),
-        }
+        Self::TooManyRequests { retry_after: Some(PAUSE) }
     }
 }
 
-impl<T: Told + Send + 'static> Answer for Outcome<T, Refusal> {
-    fn lost() -> Self {
-        Self::Unknown("lost on the way".to_owned())
-    }
-
-    fn unavailable() -> Self {
-        Self::Refused(Refusal::Unavailable("not taken".to_owned()))
+impl NotDone for Refusal {
+    fn unavailable(why: &str) -> Self {
+        Self::Unavailable(why.to_owned())
     }
 
     fn throttled() -> Self {
-        Self::Refused(Refusal::TooManyRequests { retry_after: Some(PAUSE) })
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Self::Done(value) => value.told(),
-            Self::Refused(refusal) => format!("refused: {refusal}"),
-            Self::Unknown(why) => format!("unknown: {why}"),
-        }
+        Self::TooManyRequests { retry_after: Some(PAUSE) }
     }
 }
