@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use basal_crds::resources::SCHEMA_VERSION_LABEL;
 use basal_runtime::{
     backoff::{Backoff, Failures},
     env::Env,
@@ -17,9 +18,6 @@ use crate::{
     object::{Object, ObjectKey, resources::CRD},
     port::{MergePatch, Objects, ReadError, Refusal},
 };
-
-/// The label that holds the version of the schema.
-pub const SCHEMA_VERSION_LABEL: &str = "io.cilium.k8s.crd.schema.version";
 
 /// Pauses between two looks at a definition that is not done yet.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));

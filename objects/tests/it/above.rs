@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use basal_crds::resources::SCHEMA_VERSION_LABEL;
 use basal_objects::{
-    crd_install::{self, InstallError, SCHEMA_VERSION_LABEL},
+    crd_install::{self, InstallError},
     events::{EventRecorder, EventType, Happening, Regarding, Reporter},
     leadership::{Elector, LeaderWrites, Leadership, LeadershipOptions},
     object::{
