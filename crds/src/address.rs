@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
+use basal_ipam::prefix::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -82,44 +83,28 @@ impl JsonSchema for AddressType {
     }
 }
 
-/// IPv4 or IPv6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum IpFamily {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl IpFamily {
-    /// The family of an address. An IPv4 address in IPv6 notation counts as IPv4, as in Go.
-    #[must_use]
-    pub fn of(ip: IpAddr) -> Self {
-        if ip.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
 /// One address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeAddress {
     /// What it is.
     pub kind: AddressType,
-    /// The address.
+    /// The address. One that was written as IPv4 in IPv6 notation is IPv4: see [`parse_ip`].
     pub ip: IpAddr,
 }
 
 /// The address that other nodes tunnel to: the first InternalIP of the family, else its first ExternalIP. The order is
 /// that of the list, which is the kubelet's. This is Cilium's rule.
 #[must_use]
-pub fn node_ip(addresses: &[NodeAddress], family: IpFamily) -> Option<IpAddr> {
+pub fn node_ip(addresses: &[NodeAddress], family: Family) -> Option<IpAddr> {
     let first = |kind: &AddressType| {
-        addresses.iter().find(|address| address.kind == *kind && IpFamily::of(address.ip) == family).map(|a| a.ip)
+        addresses.iter().find(|address| address.kind == *kind && Family::of(address.ip) == family).map(|a| a.ip)
     };
     first(&AddressType::InternalIp).or_else(|| first(&AddressType::ExternalIp))
 }
 
 /// Reads an address as Go's `net.ParseIP` does, except that an IPv4 address in IPv6 notation becomes IPv4.
-pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
+#[must_use]
+pub fn parse_ip(text: &str) -> Option<IpAddr> {
     IpAddr::from_str(text).ok().map(|ip| ip.to_canonical())
 }
 
@@ -141,10 +126,10 @@ mod tests {
             address("InternalIP", "172.18.0.3"),
             address("ExternalIP", "2001:db8::1"),
         ];
-        assert_eq!(node_ip(&addresses, IpFamily::V4), Some("172.18.0.2".parse().unwrap()));
-        assert_eq!(node_ip(&addresses, IpFamily::V6), Some("fc00::1".parse().unwrap()));
-        assert_eq!(node_ip(&addresses[..2], IpFamily::V4), Some("192.0.2.1".parse().unwrap()));
-        assert_eq!(node_ip(&addresses[..2], IpFamily::V6), None);
+        assert_eq!(node_ip(&addresses, Family::V4), Some("172.18.0.2".parse().unwrap()));
+        assert_eq!(node_ip(&addresses, Family::V6), Some("fc00::1".parse().unwrap()));
+        assert_eq!(node_ip(&addresses[..2], Family::V4), Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(node_ip(&addresses[..2], Family::V6), None);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! is etcd or the API server, and nothing above knows which.
 
 use async_trait::async_trait;
+use basal_ipam::names::NodeName;
 use futures::stream::BoxStream;
 
 use crate::{
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget, NodeRecord},
     labels::Labels,
-    names::{ClusterName, NodeName},
+    names::ClusterName,
 };
 
 /// One step of a subscription.

@@ -1,25 +1,19 @@
-//! Names and numbers that come from outside: parsed once, valid ever after.
+//! Names and numbers of clusters, which come from outside: parsed once, valid ever after. Those of nodes are in
+//! `basal_ipam::names`.
 
 use std::{fmt, str::FromStr};
 
+use basal_ipam::names::is_dns_part;
 use serde::{Deserialize, Serialize};
 
 /// The longest name of a cluster, in bytes.
 const CLUSTER_NAME_MAX: usize = 32;
-/// The longest name of a node, in bytes: that of a DNS subdomain (RFC 1123).
-const NODE_NAME_MAX: usize = 253;
 /// The cluster name that a cluster has which was given none. It names no cluster of a mesh.
 const DEFAULT_CLUSTER_NAME: &str = "default";
 
 /// Why a name or number is not acceptable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// The node name is no DNS subdomain.
-    #[error(
-        "{0:?} is not a node name: a DNS subdomain is wanted (RFC 1123: at most 253 of a-z, 0-9, - and ., \
-         each part begins and ends with a letter or digit)"
-    )]
-    Node(String),
     /// The cluster name breaks Cilium's rule.
     #[error(
         "{0:?} is not a cluster name: at most 32 of a-z, 0-9 and - are wanted, and neither the first nor the last may be -"
@@ -33,32 +27,6 @@ pub enum NameError {
         "the cluster has id {0} and the name \"default\": set cluster-name to a name that is unique in the mesh, or cluster-id to 0"
     )]
     DefaultNameWithId(ClusterId),
-}
-
-/// The name of a Kubernetes Node, of its CiliumNode, and of its record in etcd.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct NodeName(String);
-
-impl NodeName {
-    /// Takes a DNS subdomain.
-    ///
-    /// # Errors
-    /// [`NameError::Node`].
-    pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
-        let name = name.into();
-        if name.len() <= NODE_NAME_MAX && name.split('.').all(is_dns_part) {
-            Ok(Self(name))
-        } else {
-            Err(NameError::Node(name))
-        }
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 /// The name of a cluster, as Cilium's `cluster-name` has it.
@@ -160,49 +128,25 @@ impl Cluster {
     }
 }
 
-/// `^([a-z0-9][-a-z0-9]*)?[a-z0-9]$`
-fn is_dns_part(part: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = part.as_bytes();
-    bytes.first().copied().is_some_and(inner)
-        && bytes.last().copied().is_some_and(inner)
-        && bytes.iter().all(|&b| inner(b) || b == b'-')
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
-macro_rules! text_newtype {
-    ($name:ident) => {
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
+impl TryFrom<String> for ClusterName {
+    type Error = NameError;
 
-        impl FromStr for $name {
-            type Err = NameError;
-
-            fn from_str(text: &str) -> Result<Self, NameError> {
-                Self::new(text)
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-
-            fn try_from(text: String) -> Result<Self, NameError> {
-                Self::new(text)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0
-            }
-        }
-    };
+    fn try_from(text: String) -> Result<Self, NameError> {
+        Self::new(text)
+    }
 }
 
-text_newtype!(NodeName);
-text_newtype!(ClusterName);
+impl From<ClusterName> for String {
+    fn from(name: ClusterName) -> Self {
+        name.0
+    }
+}
 
 impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -213,16 +157,6 @@ impl fmt::Display for ClusterId {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn node_names_are_dns_subdomains() {
-        for good in ["a", "node-1", "node-1.example.com", "1.2.3", &"a".repeat(253)] {
-            assert_eq!(NodeName::new(good).unwrap().as_str(), good);
-        }
-        for bad in ["", "-a", "a-", "a..b", ".a", "a.", "A", "a_b", "a/b", &"a".repeat(254)] {
-            assert_eq!(NodeName::new(bad), Err(NameError::Node(bad.to_owned())));
-        }
-    }
 
     #[test]
     fn cluster_names_follow_cilium() {
@@ -254,8 +188,8 @@ mod tests {
 
     #[test]
     fn names_are_checked_when_they_are_deserialised() {
-        assert!(serde_json::from_str::<NodeName>("\"node-1\"").is_ok());
-        let error = serde_json::from_str::<NodeName>("\"Node 1\"").unwrap_err().to_string();
-        assert!(error.contains("\"Node 1\" is not a node name"), "{error}");
+        assert!(serde_json::from_str::<ClusterName>("\"west\"").is_ok());
+        let error = serde_json::from_str::<ClusterName>("\"The West\"").unwrap_err().to_string();
+        assert!(error.contains("\"The West\" is not a cluster name"), "{error}");
     }
 }

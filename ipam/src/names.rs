@@ -4,12 +4,16 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+/// The longest name of a node, in bytes: that of a DNS subdomain (RFC 1123).
+const NODE_NAME_MAX: usize = 253;
+
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// No RFC 1123 subdomain, which is what Kubernetes demands of a Node's name.
     #[error(
-        "{0:?} is not a node name: at most 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends"
+        "{0:?} is not a node name: a DNS subdomain is wanted (RFC 1123: at most 253 of a-z, 0-9, - and ., \
+         each part begins and ends with a letter or digit)"
     )]
     Node(String),
     /// No uid.
@@ -17,7 +21,7 @@ pub enum NameError {
     Uid(String),
 }
 
-/// The name of a Kubernetes Node (RFC 1123 subdomain).
+/// The name of a Kubernetes Node, of its CiliumNode, and of its record in etcd (RFC 1123 subdomain).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeName(Arc<str>);
@@ -28,12 +32,11 @@ impl NodeName {
     /// # Errors
     /// The text is no RFC 1123 subdomain.
     pub fn new(text: &str) -> Result<Self, NameError> {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        let good = text.len() <= 253
-            && text.bytes().all(|b| inner(b) || b == b'-' || b == b'.')
-            && text.bytes().next().is_some_and(inner)
-            && text.bytes().last().is_some_and(inner);
-        if good { Ok(Self(text.into())) } else { Err(NameError::Node(text.into())) }
+        if text.len() <= NODE_NAME_MAX && text.split('.').all(is_dns_part) {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Node(text.into()))
+        }
     }
 
     /// The name.
@@ -86,6 +89,16 @@ impl TermId {
     }
 }
 
+/// Whether a text is one part of a DNS name: `^([a-z0-9][-a-z0-9]*)?[a-z0-9]$`. Cilium's names of clusters are such parts, too.
+#[must_use]
+pub fn is_dns_part(part: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = part.as_bytes();
+    bytes.first().copied().is_some_and(inner)
+        && bytes.last().copied().is_some_and(inner)
+        && bytes.iter().all(|&b| inner(b) || b == b'-')
+}
+
 macro_rules! text {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -129,12 +142,19 @@ mod tests {
 
     #[test]
     fn node_names_follow_rfc_1123() {
-        for good in ["a", "node-1", "ip-10-0-0-1.eu.example.org", "1", &"a".repeat(253)] {
+        for good in ["a", "node-1", "ip-10-0-0-1.eu.example.org", "1", "1.2.3", &"a".repeat(253)] {
             assert_eq!(NodeName::new(good).unwrap().as_str(), good);
         }
-        for bad in ["", "-a", "a-", "A", "a/b", "a_b", ".a", "a ", "ä", &"a".repeat(254)] {
+        for bad in ["", "-a", "a-", "A", "a/b", "a_b", ".a", "a.", "a..b", "a.-b", "a ", "ä", &"a".repeat(254)] {
             assert_eq!(NodeName::new(bad), Err(NameError::Node(bad.into())));
         }
+    }
+
+    #[test]
+    fn names_are_checked_when_they_are_deserialised() {
+        assert!(serde_json::from_str::<NodeName>("\"node-1\"").is_ok());
+        let error = serde_json::from_str::<NodeName>("\"Node 1\"").unwrap_err().to_string();
+        assert!(error.contains("\"Node 1\" is not a node name"), "{error}");
     }
 
     #[test]

@@ -9,21 +9,46 @@ use std::{
     time::Duration,
 };
 
-use basal_runtime::reason::Reason;
+use basal_runtime::{config::GoDuration, reason::Reason};
 use serde::Deserialize;
 use tonic::transport::Uri;
 
+use crate::pages::PAGE_SIZE;
+
+/// A key of the map `kvstore-opt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptKey {
+    /// The key.
+    pub name: &'static str,
+    /// What holds when it is not there; empty for nothing.
+    pub default: &'static str,
+    /// What it says.
+    pub meaning: &'static str,
+}
+
 /// The `kvstore-opt` keys that exist, in the order in which the documentation lists them.
-pub const KVSTORE_OPT_KEYS: [&str; 8] = [
-    "etcd.address",
-    "etcd.config",
-    "etcd.qps",
-    "etcd.bootstrapQps",
-    "etcd.maxInflight",
-    "etcd.limit",
-    "etcd.keepaliveHeartbeat",
-    "etcd.keepaliveTimeout",
+pub const KVSTORE_OPT_KEYS: [OptKey; 8] = [
+    opt(
+        "etcd.config",
+        "",
+        "path of a client file: `endpoints`, `trusted-ca-file`, `cert-file`, `key-file`, `cilium-host-aliases`",
+    ),
+    opt("etcd.address", "", "one `http://host:port` without TLS"),
+    opt("etcd.limit", "256", "keys in one page of a list; 0 for all at once"),
+    opt("etcd.maxInflight", "100", "requests under way at once"),
+    opt("etcd.qps", "", "the same, where `etcd.maxInflight` is not there: Basal bounds concurrency and not rate"),
+    opt("etcd.bootstrapQps", "", "read for typing errors, has no effect"),
+    opt("etcd.keepaliveHeartbeat", "15s", "idle time after which a connection is probed"),
+    opt("etcd.keepaliveTimeout", "25s", "how long the answer may take"),
 ];
+
+const fn opt(name: &'static str, default: &'static str, meaning: &'static str) -> OptKey {
+    OptKey { name, default, meaning }
+}
+
+fn known_options() -> String {
+    KVSTORE_OPT_KEYS.map(|option| option.name).join(", ")
+}
 
 /// How long to wait before a missing `etcd.config` is looked for again.
 pub const MISSING_FILE_RETRY: Duration = Duration::from_secs(5);
@@ -32,7 +57,7 @@ pub const MISSING_FILE_RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A `kvstore-opt` key that Cilium does not know either.
-    #[error("kvstore-opt: unknown key {key:?}; known keys are {}", KVSTORE_OPT_KEYS.join(", "))]
+    #[error("kvstore-opt: unknown key {key:?}; known keys are {}", known_options())]
     UnknownOption {
         /// The key.
         key: String,
@@ -46,12 +71,6 @@ pub enum ConfigError {
         value: String,
         /// What it may hold.
         expected: &'static str,
-    },
-    /// The text of `kvstore-opt` is neither a JSON object nor a list of `key=value`.
-    #[error("kvstore-opt: cannot read {text:?}; write it as {{\"etcd.config\": \"/path\"}} or as etcd.config=/path")]
-    BadOptionText {
-        /// The text.
-        text: String,
     },
     /// Neither or both of the two ways to name endpoints.
     #[error("kvstore-opt: set exactly one of etcd.config (a client file) and etcd.address (one endpoint)")]
@@ -98,7 +117,7 @@ impl ConfigError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::UnknownOption { .. } | Self::BadOption { .. } | Self::BadOptionText { .. } | Self::NoSource => {
+            Self::UnknownOption { .. } | Self::BadOption { .. } | Self::NoSource => {
                 const { Reason::new("InvalidKvstoreOption") }
             }
             Self::Missing { .. } => const { Reason::new("EtcdConfigMissing") },
@@ -144,31 +163,11 @@ impl KvstoreOptions {
     pub fn new(source: Source) -> Self {
         Self {
             source,
-            page_size: 256,
+            page_size: PAGE_SIZE,
             max_inflight: 100,
             keepalive_interval: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(25),
         }
-    }
-
-    /// Reads the text form: a JSON object of strings, as the ConfigMap has it, or `key=value` pairs with commas
-    /// between, as the flag has it.
-    ///
-    /// # Errors
-    /// `BadOptionText`, or what [`Self::from_map`] refuses.
-    pub fn from_text(text: &str) -> Result<Self, ConfigError> {
-        let bad = || ConfigError::BadOptionText { text: text.to_owned() };
-        let text = text.trim();
-        let map: BTreeMap<String, String> = if text.starts_with('{') {
-            serde_json::from_str(text).ok().ok_or_else(bad)?
-        } else {
-            text.split(',')
-                .filter(|pair| !pair.trim().is_empty())
-                .map(|pair| pair.split_once('=').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned())))
-                .collect::<Option<_>>()
-                .ok_or_else(bad)?
-        };
-        Self::from_map(&map)
     }
 
     /// Reads the map.
@@ -176,7 +175,7 @@ impl KvstoreOptions {
     /// # Errors
     /// `UnknownOption`, `BadOption` or `NoSource`.
     pub fn from_map(map: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
-        if let Some(key) = map.keys().find(|key| !KVSTORE_OPT_KEYS.contains(&key.as_str())) {
+        if let Some(key) = map.keys().find(|key| !KVSTORE_OPT_KEYS.iter().any(|option| option.name == *key)) {
             return Err(ConfigError::UnknownOption { key: key.clone() });
         }
         let text = |key| map.get(key).filter(|value: &&String| !value.is_empty());
@@ -199,16 +198,9 @@ impl KvstoreOptions {
         let duration = |key: &'static str| {
             text(key)
                 .map(|value| {
-                    value
-                        .parse::<jiff::SignedDuration>()
-                        .ok()
-                        .and_then(|d| Duration::try_from(d).ok())
-                        .filter(|d| !d.is_zero())
-                        .ok_or_else(|| ConfigError::BadOption {
-                            key,
-                            value: value.clone(),
-                            expected: "a duration above 0 such as 15s",
-                        })
+                    value.parse::<GoDuration>().ok().map(|d| d.0).filter(|d| !d.is_zero()).ok_or_else(|| {
+                        ConfigError::BadOption { key, value: value.clone(), expected: "a duration above 0 such as 15s" }
+                    })
                 })
                 .transpose()
         };

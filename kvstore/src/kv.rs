@@ -143,8 +143,11 @@ pub enum Op {
     Get(Range),
 }
 
-/// A transaction: all of `then` if every condition holds, else all of `or_else`. etcd allows 128 conditions and 128
-/// operations a side by default (`--max-txn-ops`), and no key twice among the writes.
+/// So many conditions, and so many operations a side, etcd takes in a transaction by default (`--max-txn-ops`).
+pub const MAX_TXN_OPS: usize = 128;
+
+/// A transaction: all of `then` if every condition holds, else all of `or_else`. etcd allows [`MAX_TXN_OPS`] conditions
+/// and as many operations a side, and no key twice among the writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txn {
     /// The conditions.

@@ -31,11 +31,12 @@ pub use self::{
     keys::{LedgerKey, LedgerKeys},
 };
 use crate::kv::{
-    Compare, Header, Is, KeyValue, Keys, Kv, KvError, KvRefusal, Op, OpAnswer, Range, Txn, TxnAnswer, WatchEvent,
+    Compare, Header, Is, KeyValue, Keys, Kv, KvError, KvRefusal, MAX_TXN_OPS, Op, OpAnswer, Range, Txn, TxnAnswer,
+    WatchEvent,
 };
 
-/// etcd takes 128 conditions in a transaction by default, and one is the fence's.
-const MAX_CELLS: usize = 127;
+/// One of the conditions is the fence's.
+const MAX_CELLS: usize = MAX_TXN_OPS - 1;
 
 /// etcd takes 1.5 MiB in a request by default (`--max-request-bytes`); the rest is for keys and conditions.
 const MAX_BYTES: usize = 1 << 20;

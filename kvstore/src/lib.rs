@@ -7,6 +7,7 @@ pub mod connector;
 mod convert;
 pub mod directory;
 pub mod etcd;
+pub mod flags;
 pub mod identity;
 pub mod identity_gc;
 pub mod kv;

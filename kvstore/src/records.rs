@@ -1,40 +1,35 @@
-//! What the operator writes beside the ledger: node records under the ledger's guard, the clearing of a released block,
-//! the heartbeat, and the cluster's configuration.
+//! What the operator writes beside the ledger: node records and the clearing of a released block, both under the
+//! ledger's guard, the heartbeat, and the cluster's configuration.
 
 use std::{sync::Arc, time::Duration};
 
 use basal_crds::{
-    kvstore::{ClusterConfig, IpTarget, NodeRecord, keys, timestamp_value},
-    names::{ClusterName, NodeName},
+    kvstore::{ClusterConfig, keys, timestamp_value},
+    names::ClusterName,
 };
-use basal_ipam::ledger::Guard;
+use basal_ipam::{ledger::Guard, names::NodeName};
 use basal_runtime::outcome::Outcome;
 use futures::StreamExt;
-use ipnet::IpNet;
 
 use crate::{
-    kv::{Compare, Is, Keys, Kv, KvError, KvRefusal, Op, Revision, Txn, WatchEvent},
+    kv::{Keys, Kv, KvRefusal, MAX_TXN_OPS, Op, Revision, Txn, WatchEvent},
     ledger::LedgerKeys,
     list_watch::{ListWatch, Update, list_watch},
-    pages::{PAGE_SIZE, list},
     session::Session,
 };
 
 /// The time between two heartbeats: Cilium's.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often a cluster's configuration is written without need: Cilium's.
 const CONFIG_REFRESH: Duration = Duration::from_secs(5 * 60);
-
-/// etcd takes so many operations in a transaction by default (`--max-txn-ops`).
-const MAX_OPS: usize = 128;
 
 /// The answer to a write under a guard.
 #[must_use = "a write that was refused or is unknown must be handled"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Guarded {
-    /// It was carried out.
-    Done,
+    /// It was carried out, and this is its revision.
+    Done(Revision),
     /// Nothing was written: the fence holds another term, or a claim was changed. Read the ledger again.
     GuardLost,
     /// Nothing was written.
@@ -43,78 +38,58 @@ pub enum Guarded {
     Unknown(String),
 }
 
-/// The node records of one cluster, written by the leader of its operator only.
+/// The records that the leader of a cluster's operator writes, and nobody else: those of nodes; and it clears the
+/// ip→identity records of blocks that rest.
 ///
-/// They have no lease: a dead operator takes no node off the network.
+/// Node records have no lease: a dead operator takes no node off the network.
 #[derive(Clone)]
 pub struct NodeRecords {
     kv: Arc<dyn Kv>,
     ledger: LedgerKeys,
+    cluster: ClusterName,
 }
 
 impl NodeRecords {
     /// The records of a cluster; `ledger` are the keys of its ledger.
     #[must_use]
-    pub fn new(kv: Arc<dyn Kv>, ledger: LedgerKeys) -> Self {
-        Self { kv, ledger }
+    pub fn new(kv: Arc<dyn Kv>, ledger: LedgerKeys, cluster: ClusterName) -> Self {
+        Self { kv, ledger, cluster }
     }
 
-    /// Writes a record if the term and the claims that it rests on still stand.
-    pub async fn publish(&self, guard: &Guard, record: &NodeRecord) -> Guarded {
-        let key = keys::node(&record.cluster, &record.name);
-        self.write(guard, Op::Put { key, value: record.to_json().into_bytes(), lease: 0 }).await
+    /// Writes the text of a node's record if the term and the claims that it rests on still stand.
+    pub async fn publish(&self, guard: &Guard, node: &NodeName, text: String) -> Guarded {
+        let put = Op::Put { key: keys::node(&self.cluster, node), value: text.into_bytes(), lease: 0 };
+        self.write(guard, vec![put]).await
     }
 
-    /// Deletes a record if the term still stands. A record that is not there is no error.
-    pub async fn withdraw(&self, guard: &Guard, cluster: &ClusterName, node: &NodeName) -> Guarded {
-        self.write(guard, Op::Delete(Keys::One(keys::node(cluster, node)))).await
+    /// Deletes a node's record if the term still stands. A record that is not there is no error.
+    pub async fn withdraw(&self, guard: &Guard, node: &NodeName) -> Guarded {
+        self.write(guard, vec![Op::Delete(Keys::One(keys::node(&self.cluster, node)))]).await
     }
 
-    async fn write(&self, guard: &Guard, op: Op) -> Guarded {
-        let txn = Txn { when: self.ledger.conditions(guard), then: vec![op], or_else: Vec::new() };
+    /// Deletes ip→identity records by their keys, while the claims of the blocks that they lie in stand as they are. It
+    /// ends at the first transaction that is not carried out: those before it were. The revision is that of the last,
+    /// 0 without any key.
+    pub async fn withdraw_addresses(&self, guard: &Guard, keys: &[String]) -> Guarded {
+        let mut answer = Guarded::Done(0);
+        for some in keys.chunks(MAX_TXN_OPS) {
+            answer = self.write(guard, some.iter().map(|key| Op::Delete(Keys::One(key.clone()))).collect()).await;
+            if !matches!(answer, Guarded::Done(_)) {
+                break;
+            }
+        }
+        answer
+    }
+
+    async fn write(&self, guard: &Guard, then: Vec<Op>) -> Guarded {
+        let txn = Txn { when: self.ledger.conditions(guard), then, or_else: Vec::new() };
         match self.kv.txn(txn).await {
-            Outcome::Done(answer) if answer.succeeded => Guarded::Done,
+            Outcome::Done(answer) if answer.succeeded => Guarded::Done(answer.header.revision),
             Outcome::Done(_) => Guarded::GuardLost,
             Outcome::Refused(refusal) => Guarded::Refused(refusal),
             Outcome::Unknown(why) => Guarded::Unknown(why),
         }
     }
-}
-
-/// The ip→identity records inside a network, with the revision of their last write.
-///
-/// # Errors
-/// The listing failed.
-pub async fn ip_records_in(kv: &dyn Kv, network: IpNet) -> Result<Vec<(IpTarget, Revision)>, KvError> {
-    let listed = list(kv, keys::IPS_PREFIX, PAGE_SIZE, true).await?;
-    let parsed = listed.kvs.iter().filter_map(|kv| Some((keys::parse_ip_target(&kv.key).ok()?, kv.mod_revision)));
-    Ok(parsed.filter(|(target, _)| network.contains(&target.network())).collect())
-}
-
-/// Deletes the ip→identity records inside a network, but none that was written after the listing. Answers how many
-/// went; a block is clear when a later call finds none.
-///
-/// # Errors
-/// The listing failed, or a deletion: some records may be gone.
-pub async fn delete_ip_records_in(kv: &dyn Kv, network: IpNet) -> Result<usize, KvError> {
-    let mut deleted = 0;
-    for some in ip_records_in(kv, network).await?.chunks(MAX_OPS) {
-        let key = |target: &IpTarget| keys::ip(*target);
-        let txn = Txn {
-            when: some.iter().map(|(target, seen)| Compare::new(key(target), Is::ModRevision(*seen))).collect(),
-            then: some.iter().map(|(target, _)| Op::Delete(Keys::One(key(target)))).collect(),
-            or_else: Vec::new(),
-        };
-        match kv.txn(txn).await {
-            Outcome::Done(answer) if answer.succeeded => deleted += some.len(),
-            // One of them was written meanwhile: the next call lists them again.
-            Outcome::Done(_) => {}
-            Outcome::Refused(KvRefusal::Denied(why)) => return Err(KvError::Denied(why)),
-            Outcome::Refused(refusal) => return Err(KvError::Unavailable(refusal.to_string())),
-            Outcome::Unknown(why) => return Err(KvError::Unavailable(why)),
-        }
-    }
-    Ok(deleted)
 }
 
 /// Writes the heartbeat every 60 s, until it is dropped. Readers take its arrival, not its text, for a sign of life.

@@ -1,15 +1,11 @@
 //! The operator's keys: Cilium's names and defaults (cilium-config ConfigMap of 1.20), plus the few of our own.
 
-use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError};
 use basal_ipam::config::{FamilySettings, PoolConfig, PoolConfigError, PoolSettings};
-use basal_kvstore::{
-    config::{ConfigError as KvstoreError, KvstoreOptions},
-    leases::{BadLeaseTtl, LeaseRules},
-};
+use basal_kvstore::flags::{ClusterFlags, EtcdFlags, EtcdSettings, FlagsError};
 use basal_objects::{kube::KubeFlags, leadership::LeadershipOptions};
 use basal_runtime::{
     admin::ListenAddress,
-    config::{ConfigDirFlag, GoDuration, StringMap},
+    config::{ConfigDirFlag, GoDuration},
     logging::LogFlags,
 };
 
@@ -48,19 +44,6 @@ pub struct OperatorConfig {
     pub serving: ServingFlags,
 }
 
-/// Which cluster this is.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Cluster")]
-pub struct ClusterFlags {
-    /// Name of the cluster, unique in a mesh
-    #[arg(long, default_value = "default")]
-    pub cluster_name: String,
-
-    /// Number of the cluster, unique in a mesh; 0 outside of one
-    #[arg(long, default_value_t = 0)]
-    pub cluster_id: u8,
-}
-
 /// The pool.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "IPAM")]
@@ -96,23 +79,6 @@ pub struct PoolFlags {
     /// How long a released block rests before it is granted again (Basal's own key)
     #[arg(long, default_value = "5m")]
     pub cluster_pool_quarantine: GoDuration,
-}
-
-/// etcd.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "etcd")]
-pub struct EtcdFlags {
-    /// Where records are kept; only etcd
-    #[arg(long, default_value = "etcd")]
-    pub kvstore: String,
-
-    /// etcd.config=FILE (endpoints, CA, certificate, key), or etcd.address=URL, and more
-    #[arg(long, default_value = "", value_name = "KEY=VALUE,…")]
-    pub kvstore_opt: StringMap,
-
-    /// How long leased keys outlive the operator, 25s to 24h
-    #[arg(long, default_value = "15m")]
-    pub kvstore_lease_ttl: GoDuration,
 }
 
 /// The API server.
@@ -178,36 +144,18 @@ pub struct ServingFlags {
 /// A key that parses alone and does not fit the others.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The cluster's name or id.
-    #[error("cluster-name, cluster-id: {0}")]
-    Cluster(#[from] NameError),
+    /// The cluster, or the way to etcd.
+    #[error(transparent)]
+    Flags(#[from] FlagsError),
     /// The pool.
     #[error(transparent)]
     Pool(#[from] PoolConfigError),
-    /// Another record store than etcd.
-    #[error("kvstore: {0:?} is not supported; set it to \"etcd\" and kvstore-opt to etcd.config=FILE")]
-    Kvstore(String),
     /// Durations that make leader election unsafe.
     #[error("{0}")]
     Election(String),
-    /// The way to etcd.
-    #[error(transparent)]
-    KvstoreOpt(#[from] KvstoreError),
-    /// The leases in etcd.
-    #[error(transparent)]
-    LeaseTtl(#[from] BadLeaseTtl),
 }
 
 impl OperatorConfig {
-    /// The cluster's name and id.
-    ///
-    /// # Errors
-    /// One of them is not valid.
-    pub fn cluster(&self) -> Result<Cluster, CheckError> {
-        let name = ClusterName::new(self.cluster.cluster_name.clone())?;
-        Ok(Cluster::new(name, ClusterId::new(self.cluster.cluster_id))?)
-    }
-
     /// The pool.
     ///
     /// # Errors
@@ -228,32 +176,17 @@ impl OperatorConfig {
     /// # Errors
     /// The first key that does not fit, with the way out.
     pub fn check(&self) -> Result<(), CheckError> {
-        self.cluster()?;
+        self.cluster.cluster()?;
         self.pool()?;
-        if self.etcd.kvstore != "etcd" {
-            return Err(CheckError::Kvstore(self.etcd.kvstore.clone()));
-        }
-        self.kvstore()?;
-        self.duties()?;
+        self.etcd.settings()?;
         self.leadership(String::new()).check().map_err(CheckError::Election)
     }
 
-    /// The way to etcd.
-    ///
-    /// # Errors
-    /// An option that is unknown or does not parse.
-    pub fn kvstore(&self) -> Result<KvstoreOptions, CheckError> {
-        Ok(KvstoreOptions::from_map(&self.etcd.kvstore_opt.0)?)
-    }
-
     /// What is kept up in etcd beside nodes.
-    ///
-    /// # Errors
-    /// A lease time that is out of bounds.
-    pub fn duties(&self) -> Result<DutySettings, CheckError> {
-        let leases = LeaseRules::with_data_ttl(self.etcd.kvstore_lease_ttl.0)?;
+    #[must_use]
+    pub fn duties(&self, etcd: &EtcdSettings) -> DutySettings {
         let interval = self.collection.identity_gc_interval.0;
-        Ok(DutySettings { leases, identity_gc: (!interval.is_zero()).then_some(interval) })
+        DutySettings { leases: etcd.leases, identity_gc: (!interval.is_zero()).then_some(interval) }
     }
 
     /// How leadership is held by a process of this identity.

@@ -7,6 +7,7 @@ use basal_ipam::ledger::Ledger;
 use basal_kvstore::{
     kv::Kv,
     ledger::{EtcdLedger, LedgerKeys},
+    records::NodeRecords,
 };
 use basal_objects::port::Objects;
 use basal_runtime::env::SharedEnv;
@@ -35,5 +36,11 @@ impl Ports {
         let ledger = EtcdLedger::new(Arc::clone(&kv), cluster.name().as_str());
         let ledger_keys = ledger.keys().clone();
         Self { env, objects, kv, ledger: Arc::new(ledger), ledger_keys, cluster }
+    }
+
+    /// The node records in that etcd.
+    #[must_use]
+    pub fn records(&self) -> NodeRecords {
+        NodeRecords::new(Arc::clone(&self.kv), self.ledger_keys.clone(), self.cluster.name().clone())
     }
 }

@@ -47,6 +47,7 @@ pub async fn main() -> anyhow::Result<()> {
     let config = loaded.config;
     logging::init(&config.log)?;
     config.check()?;
+    let etcd = config.etcd.settings()?;
     let effective = serde_json::to_value(&loaded.effective).context("the configuration cannot be shown")?;
     info!(config = %effective, "effective configuration");
     if !loaded.unknown.is_empty() {
@@ -75,14 +76,13 @@ pub async fn main() -> anyhow::Result<()> {
         pool: config.pool()?,
         quarantine: config.pool.cluster_pool_quarantine.0,
         election: config.leadership(identity(&host.to_string_lossy(), env.as_ref())),
-        duties: config.duties()?,
+        duties: config.duties(&etcd),
         definitions: definitions(&config),
     };
     let (objects, lease) = connect(&config, &env, &durations).await?;
-    let kvstore = config.kvstore()?;
-    let etcd = kvstore.load_waiting().await?;
-    let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &etcd, Limits::from(&kvstore)).await?);
-    let ports = Ports::new(env, objects, Arc::new(Measured::new(kv, &durations)), config.cluster()?);
+    let kvstore = &etcd.options;
+    let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &kvstore.load_waiting().await?, Limits::from(kvstore)).await?);
+    let ports = Ports::new(env, objects, Arc::new(Measured::new(kv, &durations)), config.cluster.cluster()?);
 
     let operator = Operator::new(ports, lease, settings, operator_metrics, controllers, readiness);
     let run = operator.run(shutdown.drain.clone());

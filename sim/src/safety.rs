@@ -342,7 +342,7 @@ mod tests {
         }
 
         async fn record(&self, node: &str, cidr: &str) {
-            let name = basal_crds::names::NodeName::new(node).unwrap();
+            let name = NodeName::new(node).unwrap();
             let cluster = ClusterName::new("default").unwrap();
             let mut record = NodeRecord::new(name.clone(), cluster.clone(), ClusterId::default());
             record.ipv4_cidrs = vec![cidr.parse().unwrap()];

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 /// From bottom to top, as ARCHITECTURE.md draws it.
 const LAYERS: &[&[&str]] = &[
-    &["basal-crds", "basal-ipam", "basal-maps", "basal-cni"],
-    &["basal-runtime", "basal-ebpf"],
+    &["basal-ipam", "basal-maps", "basal-cni"],
+    &["basal-crds", "basal-runtime", "basal-ebpf"],
     &["basal-kvstore", "basal-objects", "basal-datapath"],
     &["basal-sim"],
     &["basal-operator", "basal-agent", "basal", "basal-e2e", "xtask"],

@@ -2,13 +2,14 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use basal_ipam::names::{NameError as NodeNameError, NodeName};
 use ipnet::IpNet;
 
 use crate::{
     address::parse_ip,
     identity::{IdentityError, IdentityId},
     labels::{LabelError, Labels},
-    names::{ClusterName, NameError, NodeName},
+    names::{ClusterName, NameError},
 };
 
 /// The operator's heartbeat, a time stamp under a lease.
@@ -53,13 +54,21 @@ pub enum KeyError {
         /// The form.
         form: &'static str,
     },
-    /// A name in it is not acceptable.
+    /// The cluster's name in it is none.
     #[error("key {key:?}: {error}")]
-    Name {
+    Cluster {
         /// The key.
         key: String,
         /// Why.
         error: NameError,
+    },
+    /// The node's name in it is none.
+    #[error("key {key:?}: {error}")]
+    Node {
+        /// The key.
+        key: String,
+        /// Why.
+        error: NodeNameError,
     },
     /// The address or CIDR in it is none.
     #[error("key {key:?} does not end with an IP address or CIDR in canonical form")]
@@ -177,8 +186,9 @@ pub fn parse_node(key: &str) -> Result<(ClusterName, NodeName), KeyError> {
     let (cluster, node) = rest
         .split_once('/')
         .ok_or_else(|| KeyError::Form { key: key.to_owned(), form: "cilium/state/nodes/v1/<cluster>/<node>" })?;
-    let name = |error| KeyError::Name { key: key.to_owned(), error };
-    Ok((ClusterName::new(cluster).map_err(name)?, NodeName::new(node).map_err(name)?))
+    let cluster = ClusterName::new(cluster).map_err(|error| KeyError::Cluster { key: key.to_owned(), error })?;
+    let node = NodeName::new(node).map_err(|error| KeyError::Node { key: key.to_owned(), error })?;
+    Ok((cluster, node))
 }
 
 /// The key of an ip→identity record.
@@ -341,7 +351,7 @@ mod tests {
             key in "[a-z./]{1,8}",
             value in "[a-z0-9]{0,8}",
         ) {
-            let name = NodeName::new(name).unwrap();
+            let name = NodeName::new(&name).unwrap();
             prop_assert_eq!(parse_node(&node(&cluster(), &name)), Ok((cluster(), name)));
             let v6 = IpAddr::from(v6).to_canonical();
             let network = IpTarget::Network(IpNet::new(v4.into(), length).unwrap().trunc());

@@ -5,13 +5,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use basal_ipam::{names::NodeName, prefix::Family};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
 use super::fields::{Fields, RecordError, only_ipv4, only_ipv6, parse_json, write_network};
 use crate::{
-    address::{AddressType, IpFamily, NodeAddress, node_ip},
-    names::{ClusterId, ClusterName, NodeName},
+    address::{AddressType, NodeAddress, node_ip},
+    names::{ClusterId, ClusterName},
 };
 
 /// [`NodeRecord::source`] of a record made from custom resources.
@@ -82,15 +83,15 @@ impl NodeRecord {
 
     /// The address that other nodes tunnel to: see [`node_ip`].
     #[must_use]
-    pub fn node_ip(&self, family: IpFamily) -> Option<IpAddr> {
+    pub fn node_ip(&self, family: Family) -> Option<IpAddr> {
         node_ip(&self.addresses, family)
     }
 
     /// The router address of a family (on cilium_host).
     #[must_use]
-    pub fn router_ip(&self, family: IpFamily) -> Option<IpAddr> {
+    pub fn router_ip(&self, family: Family) -> Option<IpAddr> {
         let mut routers = self.addresses.iter().filter(|a| a.kind == AddressType::CiliumInternalIp);
-        routers.find(|a| IpFamily::of(a.ip) == family).map(|a| a.ip)
+        routers.find(|a| Family::of(a.ip) == family).map(|a| a.ip)
     }
 
     /// All blocks, IPv4 first.
@@ -216,9 +217,9 @@ mod tests {
     fn the_sample_is_read_and_written_byte_for_byte() {
         let record = NodeRecord::parse(SAMPLE.as_bytes()).unwrap();
         assert_eq!(record.cidrs().map(|c| c.to_string()).collect::<Vec<_>>(), ["10.244.0.0/24", "fd00:10:244::/64"]);
-        assert_eq!(record.node_ip(IpFamily::V6), Some("fc00:c111::2".parse().unwrap()));
-        assert_eq!(record.router_ip(IpFamily::V4), Some("10.244.0.103".parse().unwrap()));
-        assert_eq!(record.router_ip(IpFamily::V6), None);
+        assert_eq!(record.node_ip(Family::V6), Some("fc00:c111::2".parse().unwrap()));
+        assert_eq!(record.router_ip(Family::V4), Some("10.244.0.103".parse().unwrap()));
+        assert_eq!(record.router_ip(Family::V6), None);
         assert_eq!(record.to_json(), SAMPLE);
     }
 

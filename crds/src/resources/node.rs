@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use basal_ipam::names::{NameError as NodeNameError, NodeName};
 use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     address::{AddressType, NodeAddress, parse_ip},
     kvstore::NodeRecord,
-    names::{Cluster, NameError, NodeName},
+    names::Cluster,
 };
 
 /// The annotation that keeps a CiliumNode without Node from being deleted; its value is `true`.
@@ -316,7 +317,7 @@ pub enum PodCidrUse {
 pub enum NodeFieldError {
     /// The object has no usable name.
     #[error("metadata.name: {0}")]
-    Name(#[from] NameError),
+    Name(#[from] NodeNameError),
     /// A field holds no address of the right family.
     #[error("{field}: {value:?} is not an {family} address")]
     Address {
@@ -412,13 +413,11 @@ fn address<A>(
 
 #[cfg(test)]
 mod tests {
+    use basal_ipam::prefix::Family;
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        address::IpFamily,
-        names::{ClusterId, ClusterName},
-    };
+    use crate::names::{ClusterId, ClusterName};
 
     /// As Cilium's Go encoder writes it, with its empty objects, and with nulls and a field of another release.
     fn written_by_cilium() -> Value {
@@ -464,8 +463,8 @@ mod tests {
         let cluster = Cluster::new(ClusterName::new("west").unwrap(), ClusterId::new(3)).unwrap();
         let record = node.record(&cluster, vec!["10.244.0.0/24".parse().unwrap()], Vec::new()).unwrap();
         assert_eq!(record.name.as_str(), "node-1");
-        assert_eq!(record.node_ip(IpFamily::V4), Some([172, 18, 0, 2].into()));
-        assert_eq!(record.router_ip(IpFamily::V4), Some([10, 244, 0, 1].into()));
+        assert_eq!(record.node_ip(Family::V4), Some([172, 18, 0, 2].into()));
+        assert_eq!(record.router_ip(Family::V4), Some([10, 244, 0, 1].into()));
         assert_eq!(record.ipv4_health, Some([10, 244, 0, 9].into()));
         assert_eq!(record.labels["kubernetes.io/os"], "linux");
         assert_eq!(record.wireguard_public_key, "abc=");

@@ -10,10 +10,7 @@ use basal_ipam::{
 use basal_runtime::outcome::Outcome;
 
 use super::keys::LedgerKeys;
-use crate::kv::{Header, Kv, Op, OpAnswer, Range, Txn};
-
-/// etcd takes so many operations in a transaction by default (`--max-txn-ops`).
-const MAX_OPS: usize = 128;
+use crate::kv::{Header, Kv, MAX_TXN_OPS, Op, OpAnswer, Range, Txn};
 
 /// What the ledger says of one block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +46,7 @@ pub enum ClaimError {
 pub async fn read_claim(kv: &Arc<dyn Kv>, keys: &LedgerKeys, block: PodCidr) -> Result<ClaimSeen, ClaimError> {
     let candidates: Vec<CellId> = CellId::candidates(block).collect();
     let mut seen = ClaimSeen { header: Header::default(), cell: None, block: None };
-    for some in candidates.chunks(MAX_OPS) {
+    for some in candidates.chunks(MAX_TXN_OPS) {
         let gets = some.iter().map(|cell| Op::Get(Range::one(keys.cell(*cell)))).collect();
         let answer = match kv.txn(Txn { when: Vec::new(), then: gets, or_else: Vec::new() }).await {
             Outcome::Done(answer) => answer,

@@ -5,8 +5,9 @@ use std::time::Duration;
 use basal_crds::{
     directory::{Change, Changes, Directory},
     kvstore::{NodeRecord, keys},
-    names::{ClusterId, ClusterName, NodeName},
+    names::{ClusterId, ClusterName},
 };
+use basal_ipam::names::NodeName;
 use basal_sim::kv::ModelKv;
 use futures::StreamExt;
 

@@ -3,50 +3,64 @@
 use std::collections::BTreeMap;
 
 use basal_crds::{
-    kvstore::{Capabilities, ClusterConfig, NodeRecord, keys},
-    names::{ClusterId, ClusterName, NodeName},
+    kvstore::{Capabilities, ClusterConfig, keys},
+    names::{ClusterId, ClusterName},
 };
-use basal_ipam::{ledger::Guard, names::TermId};
+use basal_ipam::{
+    ledger::Guard,
+    names::{NodeName, TermId},
+};
 use basal_kvstore::{
     ledger::LedgerKeys,
-    records::{Guarded, NodeRecords, delete_ip_records_in, enforce_cluster_config, heartbeat, ip_records_in},
+    records::{Guarded, NodeRecords, enforce_cluster_config, heartbeat},
 };
 use basal_sim::kv::ModelKv;
 
-use crate::support::{delete, env, get, ip_record, lease_of, pass, put, session, shared, target};
+use crate::support::{delete, env, get, lease_of, pass, put, session, shared, target};
+
+fn guard() -> Guard {
+    Guard { term: TermId::from_random(1, 2), cells: BTreeMap::new() }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_node_record_needs_the_term() {
     let model = ModelKv::new(1);
-    let ledger = LedgerKeys::new("default");
-    let records = NodeRecords::new(shared(&model), ledger.clone());
-    let term = TermId::from_random(1, 2);
-    let guard = Guard { term, cells: BTreeMap::new() };
-    let record = NodeRecord::new(NodeName::new("a").unwrap(), ClusterName::default(), ClusterId::default());
-    let key = keys::node(&record.cluster, &record.name);
-    assert_eq!(records.publish(&guard, &record).await, Guarded::GuardLost, "there is no fence");
+    let (ledger, cluster) = (LedgerKeys::new("default"), ClusterName::default());
+    let records = NodeRecords::new(shared(&model), ledger.clone(), cluster.clone());
+    let (guard, name) = (guard(), NodeName::new("a").unwrap());
+    let key = keys::node(&cluster, &name);
+    let publish = || records.publish(&guard, &name, "text".to_owned());
+    assert_eq!(publish().await, Guarded::GuardLost, "there is no fence");
     put(&model, &ledger.fence(), guard.term.as_str()).await;
-    assert_eq!(records.publish(&guard, &record).await, Guarded::Done);
-    assert_eq!(get(&model, &key).await, Some(record.to_json()));
+    assert_eq!(publish().await, Guarded::Done(model.header().revision));
+    assert_eq!(get(&model, &key).await.as_deref(), Some("text"));
     assert_eq!(lease_of(&model, &key).await, 0);
     put(&model, &ledger.fence(), "another term").await;
-    assert_eq!(records.withdraw(&guard, &record.cluster, &record.name).await, Guarded::GuardLost);
+    assert_eq!(records.withdraw(&guard, &name).await, Guarded::GuardLost);
     assert!(get(&model, &key).await.is_some());
+    put(&model, &ledger.fence(), guard.term.as_str()).await;
+    assert!(matches!(records.withdraw(&guard, &name).await, Guarded::Done(_)));
+    assert_eq!(get(&model, &key).await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_block_is_cleared_of_its_addresses_and_no_others() {
     let model = ModelKv::new(1);
-    for i in 0..200 {
-        let ip = format!("10.1.0.{i}");
-        put(&model, &keys::ip(target(&ip)), &ip_record(&ip, "10.0.0.1", 300).to_json()).await;
+    let ledger = LedgerKeys::new("default");
+    let records = NodeRecords::new(shared(&model), ledger.clone(), ClusterName::default());
+    // More than one transaction takes.
+    let inside: Vec<String> = (0..200).map(|i| keys::ip(target(&format!("10.1.0.{i}")))).collect();
+    let outside = keys::ip(target("10.1.1.1"));
+    for key in inside.iter().chain([&outside]) {
+        put(&model, key, "x").await;
     }
-    put(&model, &keys::ip(target("10.1.1.1")), "x").await;
-    let block = "10.1.0.0/24".parse().unwrap();
-    assert_eq!(ip_records_in(&model, block).await.unwrap().len(), 200);
-    assert_eq!(delete_ip_records_in(&model, block).await, Ok(200));
-    assert_eq!(ip_records_in(&model, block).await, Ok(Vec::new()));
-    assert_eq!(model.contents().len(), 1);
+    assert_eq!(records.withdraw_addresses(&guard(), &inside).await, Guarded::GuardLost);
+    put(&model, &ledger.fence(), guard().term.as_str()).await;
+    let before = model.header().revision;
+    assert_eq!(records.withdraw_addresses(&guard(), &inside).await, Guarded::Done(before + 2));
+    let left = model.contents();
+    assert_eq!(left.len(), 2);
+    assert!(get(&model, &outside).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,13 +2,17 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError, NodeName};
+use basal_crds::names::Cluster;
 use basal_datapath::plan::DEFAULT_TUNNEL_PORT;
-use basal_ipam::prefix::Family;
+use basal_ipam::{
+    names::{NameError, NodeName},
+    prefix::Family,
+};
+use basal_kvstore::flags::{ClusterFlags, EtcdFlags, EtcdSettings, FlagsError};
 use basal_objects::kube::KubeFlags;
 use basal_runtime::{
     admin::ListenAddress,
-    config::{ConfigDirFlag, GoDuration, StringMap},
+    config::{ConfigDirFlag, GoDuration},
     logging::LogFlags,
 };
 
@@ -24,7 +28,10 @@ pub struct AgentConfig {
     /// The log.
     #[command(flatten)]
     pub log: LogFlags,
-    /// Node and cluster.
+    /// Which cluster this is.
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
+    /// Which node this is.
     #[command(flatten)]
     pub node: NodeFlags,
     /// The datapath.
@@ -47,21 +54,13 @@ pub struct AgentConfig {
     pub serving: ServingFlags,
 }
 
-/// Which node this is, and of which cluster.
+/// Which node this is, and what its pods get.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Node")]
 pub struct NodeFlags {
     /// Name of the Node object
     #[arg(long, env = "K8S_NODE_NAME")]
     pub node_name: String,
-
-    /// Name of the cluster, unique in a mesh
-    #[arg(long, default_value = "default")]
-    pub cluster_name: String,
-
-    /// Number of the cluster, unique in a mesh; 0 outside of one
-    #[arg(long, default_value_t = 0)]
-    pub cluster_id: u8,
 
     /// Give pods IPv4 addresses
     #[arg(long, default_value_t = true)]
@@ -122,23 +121,6 @@ pub struct IdentityFlags {
     pub label_prefix_file: Option<PathBuf>,
 }
 
-/// etcd.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "etcd")]
-pub struct EtcdFlags {
-    /// Where records are kept; only etcd
-    #[arg(long, default_value = "etcd")]
-    pub kvstore: String,
-
-    /// etcd.config=FILE (endpoints, CA, certificate, key), or etcd.address=URL, and more
-    #[arg(long, default_value = "", value_name = "KEY=VALUE,…")]
-    pub kvstore_opt: StringMap,
-
-    /// How long leased keys outlive the agent, 25s to 24h
-    #[arg(long, default_value = "15m")]
-    pub kvstore_lease_ttl: GoDuration,
-}
-
 /// What is put on the node.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "CNI")]
@@ -180,20 +162,15 @@ pub struct ServingFlags {
 /// Why a configuration that parses cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// A name or number is none.
-    #[error("{key}: {source}")]
-    Name {
-        /// The key.
-        key: &'static str,
-        /// What is wrong with it.
-        source: NameError,
-    },
+    /// The node's name is none.
+    #[error("node-name: {0}")]
+    NodeName(#[from] NameError),
+    /// The cluster, or the way to etcd.
+    #[error(transparent)]
+    Flags(#[from] FlagsError),
     /// No family is on.
     #[error("enable-ipv4 and enable-ipv6 are both false: pods would have no address; set one to true")]
     NoFamily,
-    /// Another store.
-    #[error("kvstore: {0:?} is not supported; set it to \"etcd\"")]
-    Kvstore(String),
     /// The filter's keys.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -231,8 +208,8 @@ pub struct Settings {
     pub datapath: DatapathFlags,
     /// Which labels count.
     pub filter: LabelFilter,
-    /// How long leased keys outlive the agent.
-    pub lease_ttl: Duration,
+    /// The way to etcd and the leases there.
+    pub etcd: EtcdSettings,
     /// What is put on the node.
     pub cni: CniFlags,
 }
@@ -243,18 +220,13 @@ impl AgentConfig {
     /// # Errors
     /// See [`SettingsError`].
     pub fn settings(&self) -> Result<Settings, SettingsError> {
-        let name = |key| move |source| SettingsError::Name { key, source };
-        let node = NodeName::new(self.node.node_name.clone()).map_err(name("node-name"))?;
-        let cluster_name = ClusterName::new(self.node.cluster_name.clone()).map_err(name("cluster-name"))?;
-        let cluster = Cluster::new(cluster_name, ClusterId::new(self.node.cluster_id)).map_err(name("cluster-id"))?;
+        let node = NodeName::new(&self.node.node_name)?;
+        let cluster = self.cluster.cluster()?;
         let mut families = Vec::new();
         families.extend(self.node.enable_ipv4.then_some(Family::V4));
         families.extend(self.node.enable_ipv6.then_some(Family::V6));
         if families.is_empty() {
             return Err(SettingsError::NoFamily);
-        }
-        if self.etcd.kvstore != "etcd" {
-            return Err(SettingsError::Kvstore(self.etcd.kvstore.clone()));
         }
         let file = match &self.identity.label_prefix_file {
             None => None,
@@ -275,7 +247,7 @@ impl AgentConfig {
             tunnel_port: if self.datapath.tunnel_port == 0 { DEFAULT_TUNNEL_PORT } else { self.datapath.tunnel_port },
             datapath: self.datapath.clone(),
             filter: LabelFilter::new(file.as_deref(), &self.identity.labels)?,
-            lease_ttl: self.etcd.kvstore_lease_ttl.0,
+            etcd: self.etcd.settings()?,
             cni: self.cni.clone(),
         })
     }
@@ -289,7 +261,8 @@ mod tests {
 
     fn sources(arguments: &[&str], environment: &[(&str, &str)]) -> Sources {
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let arguments = ["basal-agent", "--node-name=n1"].iter().chain(arguments).map(Into::into).collect();
+        let always = ["basal-agent", "--node-name=n1", "--kvstore-opt=etcd.config=/x"];
+        let arguments = always.iter().chain(arguments).map(Into::into).collect();
         Sources { arguments, environment }
     }
 
@@ -308,15 +281,17 @@ mod tests {
     fn what_cannot_be_is_named() {
         for (arguments, part) in [
             (&["--enable-ipv4=false", "--enable-ipv6=false"][..], "enable-ipv6"),
-            (&["--cluster-name=A"], "cluster-name"),
             (&["--cluster-id=3"], "cluster-id"),
-            (&["--kvstore=none"], "kvstore"),
+            (&["--kvstore-lease-ttl=5s"], "kvstore-lease-ttl"),
             (&["--mtu=1000"], "mtu"),
             (&["--labels=k8s:("], "labels"),
         ] {
             let message = settings(arguments).unwrap_err().to_string();
             assert!(message.contains(part), "{arguments:?}: {message}");
         }
+        let mut config = load::<AgentConfig>(&sources(&[], &[]), REFUSALS).unwrap().config;
+        config.node.node_name = "A".to_owned();
+        assert!(config.settings().unwrap_err().to_string().starts_with("node-name: \"A\""));
     }
 
     #[test]

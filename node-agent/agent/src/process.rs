@@ -4,10 +4,7 @@ use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use basal_datapath::linux::{LinuxKernel, Paths, probe};
-use basal_kvstore::{
-    config::KvstoreOptions,
-    etcd::{EtcdKv, Limits},
-};
+use basal_kvstore::etcd::{EtcdKv, Limits};
 use basal_objects::kube::KubeObjects;
 use basal_runtime::{
     admin::{AdminOptions, AdminServer, AdminState, ListenAddress},
@@ -42,7 +39,6 @@ pub async fn main() -> anyhow::Result<()> {
     let config = loaded.config;
     logging::init(&config.log)?;
     let settings = config.settings()?;
-    let kvstore = KvstoreOptions::from_map(&config.etcd.kvstore_opt.0)?;
     let effective = serde_json::to_value(&loaded.effective).context("the configuration cannot be shown")?;
     info!(config = %effective, "effective configuration");
     if !loaded.unknown.is_empty() {
@@ -78,7 +74,8 @@ pub async fn main() -> anyhow::Result<()> {
     let journal = FileJournal::open(&config.cni.state_dir.join("state/endpoints"))?;
     let kernel = LinuxKernel::new(&env, paths).context("cannot open netlink")?;
     let objects = KubeObjects::connect(&config.kubernetes, Arc::clone(&env)).await?;
-    let etcd = EtcdKv::new(&env, &kvstore.load_waiting().await?, Limits::from(&kvstore)).await?;
+    let kvstore = &settings.etcd.options;
+    let etcd = EtcdKv::new(&env, &kvstore.load_waiting().await?, Limits::from(kvstore)).await?;
     let ports = Ports {
         env,
         objects: Arc::new(objects),

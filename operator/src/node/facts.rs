@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use basal_crds::{
-    address::{AddressType, NodeAddress},
+    address::{AddressType, NodeAddress, parse_ip},
     resources::{CiliumNode, DO_NOT_GC_ANNOTATION, NodeStatus},
 };
 use basal_ipam::names::{NodeName, NodeUid};
@@ -34,7 +34,7 @@ impl NodeFacts {
         let node: Node = object.parse().map_err(|error| error.to_string())?;
         let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
         let address = |a: k8s_openapi::api::core::v1::NodeAddress| {
-            Some(NodeAddress { kind: AddressType::from(a.type_), ip: a.address.parse().ok()? })
+            Some(NodeAddress { kind: AddressType::from(a.type_), ip: parse_ip(&a.address)? })
         };
         Ok(Self {
             name: NodeName::new(object.name()).map_err(|error| format!("metadata.name: {error}"))?,

@@ -1,8 +1,7 @@
 //! The writes of one node's plan, in order.
 
-use basal_crds::kvstore::keys;
-use basal_ipam::{ledger::Guard, names::NodeName, prefix::PodCidr};
-use basal_kvstore::kv::{Keys, Op, Revision, Txn};
+use basal_ipam::{names::NodeName, prefix::PodCidr};
+use basal_kvstore::{kv::Revision, records::Guarded};
 use basal_objects::{
     object::{Object, ObjectKey, resources},
     port::{MergePatch, Preconditions, Refusal},
@@ -12,9 +11,6 @@ use serde_json::{Value, json};
 
 use super::{error::NodeError, plan::Action};
 use crate::ports::Ports;
-
-/// etcd takes so many operations in a transaction by default; the guard's conditions do not count among them.
-const MAX_OPS: usize = 128;
 
 /// What was written.
 #[derive(Debug, Clone, Default)]
@@ -76,19 +72,14 @@ pub(super) async fn act(
             }
         }
         Action::PublishRecord { guard, text } => {
-            let put = Op::Put { key: record_key(ports, name), value: text.into_bytes(), lease: 0 };
-            written.record_revision = Some(guarded(ports, &guard, vec![put]).await?);
+            written.record_revision = Some(guarded(ports.records().publish(&guard, name, text).await)?);
             written.published = true;
         }
         Action::WithdrawRecord { guard } => {
-            let delete = Op::Delete(Keys::One(record_key(ports, name)));
-            written.record_revision = Some(guarded(ports, &guard, vec![delete]).await?);
+            written.record_revision = Some(guarded(ports.records().withdraw(&guard, name).await)?);
         }
         Action::WithdrawAddresses { guard, keys } => {
-            for some in keys.chunks(MAX_OPS) {
-                let deletes = some.iter().map(|key| Op::Delete(Keys::One(key.clone()))).collect();
-                guarded(ports, &guard, deletes).await?;
-            }
+            guarded(ports.records().withdraw_addresses(&guard, &keys).await)?;
         }
     }
     Ok(())
@@ -98,19 +89,12 @@ fn texts(pod_cidrs: &[PodCidr]) -> Vec<String> {
     pod_cidrs.iter().map(ToString::to_string).collect()
 }
 
-/// The key of a node's record.
-pub(super) fn record_key(ports: &Ports, name: &NodeName) -> String {
-    format!("{}{}", keys::nodes_of(ports.cluster.name()), name.as_str())
-}
-
-/// Writes to etcd if the guard's conditions hold.
-async fn guarded(ports: &Ports, guard: &Guard, then: Vec<Op>) -> Result<Revision, NodeError> {
-    let when = ports.ledger_keys.conditions(guard);
-    match ports.kv.txn(Txn { when, then, or_else: Vec::new() }).await {
-        Outcome::Done(answer) if answer.succeeded => Ok(answer.header.revision),
-        Outcome::Done(_) => Err(NodeError::GuardLost),
-        Outcome::Refused(refusal) => Err(refusal.into()),
-        Outcome::Unknown(why) => Err(NodeError::KvUnknown(why)),
+fn guarded(answer: Guarded) -> Result<Revision, NodeError> {
+    match answer {
+        Guarded::Done(revision) => Ok(revision),
+        Guarded::GuardLost => Err(NodeError::GuardLost),
+        Guarded::Refused(refusal) => Err(refusal.into()),
+        Guarded::Unknown(why) => Err(NodeError::KvUnknown(why)),
     }
 }
 

@@ -21,10 +21,7 @@ use std::{
 };
 
 use basal_cni::api::{Component, ComponentState, NodeReport};
-use basal_crds::{
-    address::{AddressType, IpFamily},
-    directory::Directory,
-};
+use basal_crds::{address::AddressType, directory::Directory};
 use basal_datapath::{
     kernel::{Kernel, Observed},
     names::HOST_DEVICE,
@@ -37,8 +34,8 @@ use basal_ipam::{
 use basal_kvstore::{
     directory::{DirectoryConfig, EtcdDirectory, NoNodeAddress},
     etcd::EtcdKv,
+    flags::EtcdSettings,
     kv::Kv,
-    leases::LeaseRules,
     ledger::LedgerKeys,
     session::Session,
 };
@@ -226,12 +223,12 @@ impl Agent {
         let mut view = View::new(key, plan, NodeIds::restore(routine::node_ids(&observed)));
         adopt::put_restored(&restored, &options, &mut view);
 
-        let rules = LeaseRules { data_ttl: self.settings.lease_ttl, ..LeaseRules::default() };
-        let session = Session::start(Arc::clone(&self.ports.env), Arc::clone(&self.ports.kv), rules);
+        let EtcdSettings { options: kvstore, leases } = &self.settings.etcd;
+        let session = Session::start(Arc::clone(&self.ports.env), Arc::clone(&self.ports.kv), *leases);
         let config = DirectoryConfig {
             cluster: self.settings.cluster.clone(),
             node_ips: registered.facts.addresses.iter().map(|address| address.ip).collect(),
-            page_size: 256,
+            page_size: kvstore.page_size,
         };
         let directory: Arc<dyn Directory> = Arc::new(EtcdDirectory::start(session.clone(), config)?);
         let known = KnownIdentities::default();
@@ -403,10 +400,10 @@ impl Agent {
         let cached = node.get(&ObjectKey::cluster(name.clone()));
         let facts = cached.as_ref().and_then(|cached| cached.valid()).cloned();
         let facts = facts.ok_or_else(|| AgentError::NoAddress(name.clone()))?;
-        let v4 = facts.node_ip(IpFamily::V4).filter(|_| self.settings.families.contains(&Family::V4));
+        let v4 = facts.node_ip(Family::V4).filter(|_| self.settings.families.contains(&Family::V4));
         let tunnel_ip = v4
-            .or_else(|| facts.node_ip(IpFamily::V6))
-            .or_else(|| facts.node_ip(IpFamily::V4))
+            .or_else(|| facts.node_ip(Family::V6))
+            .or_else(|| facts.node_ip(Family::V4))
             .ok_or(AgentError::NoAddress(name))?;
         Ok(Registered { node, cilium_node, facts, own, claim, tunnel_ip, guard })
     }

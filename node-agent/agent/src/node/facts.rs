@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use basal_crds::address::{AddressType, IpFamily, NodeAddress, node_ip};
+use basal_crds::address::{AddressType, NodeAddress, node_ip, parse_ip};
+use basal_ipam::prefix::Family;
 use basal_objects::object::Object;
 use k8s_openapi::api::core::v1::Node;
 
@@ -31,11 +32,9 @@ impl NodeFacts {
         for (i, address) in status.addresses.unwrap_or_default().into_iter().enumerate() {
             let kind = AddressType::from(address.type_);
             if matches!(kind, AddressType::InternalIp | AddressType::ExternalIp) {
-                let ip: IpAddr = address
-                    .address
-                    .parse()
-                    .map_err(|error| format!("status.addresses[{i}].address {:?}: {error}", address.address))?;
-                addresses.push(NodeAddress { kind, ip: ip.to_canonical() });
+                let ip = parse_ip(&address.address)
+                    .ok_or_else(|| format!("status.addresses[{i}].address {:?} is no IP address", address.address))?;
+                addresses.push(NodeAddress { kind, ip });
             }
         }
         Ok(Self {
@@ -48,7 +47,7 @@ impl NodeFacts {
 
     /// The node's address of a family.
     #[must_use]
-    pub fn node_ip(&self, family: IpFamily) -> Option<IpAddr> {
+    pub fn node_ip(&self, family: Family) -> Option<IpAddr> {
         node_ip(&self.addresses, family)
     }
 }
@@ -69,7 +68,7 @@ mod tests {
         ]}});
         let facts = NodeFacts::parse(&Object(node)).unwrap();
         assert_eq!(facts.addresses.len(), 3);
-        assert_eq!(facts.node_ip(IpFamily::V6), "fc00::2".parse().ok());
+        assert_eq!(facts.node_ip(Family::V6), "fc00::2".parse().ok());
         assert_eq!((facts.name.as_str(), facts.uid.as_str(), facts.labels["a"].as_str()), ("n1", "u1", "b"));
     }
 

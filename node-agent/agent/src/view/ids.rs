@@ -5,12 +5,12 @@ use std::{
     net::IpAddr,
 };
 
-use super::NodeKey;
+use basal_crds::directory::NodeId;
 
 /// Hands out node ids, 1 to 65535; 0 is this node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeIds {
-    ids: BTreeMap<NodeKey, u16>,
+    ids: BTreeMap<NodeId, u16>,
     /// What the map held at the start: the ids of nodes that were not heard of yet.
     restored: BTreeMap<IpAddr, u16>,
 }
@@ -25,11 +25,8 @@ impl NodeIds {
 
     /// Gives each node its id, by its addresses too; nodes that are not listed lose theirs. When all ids are in use, the
     /// nodes that come last have none.
-    pub fn assign<'a>(
-        &mut self,
-        nodes: impl IntoIterator<Item = (&'a NodeKey, Vec<IpAddr>)>,
-    ) -> &BTreeMap<NodeKey, u16> {
-        let nodes: BTreeMap<&NodeKey, Vec<IpAddr>> = nodes.into_iter().collect();
+    pub fn assign<'a>(&mut self, nodes: impl IntoIterator<Item = (&'a NodeId, Vec<IpAddr>)>) -> &BTreeMap<NodeId, u16> {
+        let nodes: BTreeMap<&NodeId, Vec<IpAddr>> = nodes.into_iter().collect();
         self.ids.retain(|node, _| nodes.contains_key(node));
         let mut taken: BTreeSet<u16> = self.ids.values().copied().collect();
         // First those that had one before the start: a new node must not take it.
@@ -60,13 +57,14 @@ impl NodeIds {
 
 #[cfg(test)]
 mod tests {
-    use basal_crds::names::{ClusterName, NodeName};
+    use basal_crds::names::ClusterName;
+    use basal_ipam::names::NodeName;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn key(n: u8) -> NodeKey {
-        (ClusterName::default(), NodeName::new(format!("n{n}")).unwrap())
+    fn key(n: u8) -> NodeId {
+        (ClusterName::default(), NodeName::new(&format!("n{n}")).unwrap())
     }
 
     fn ip(n: u8, i: u8) -> IpAddr {
@@ -91,7 +89,7 @@ mod tests {
             rounds in proptest::collection::vec(proptest::collection::btree_map(0_u8..5, (0_u8..5, 0_u8..2), 0..5), 1..4),
         ) {
             let mut ids = NodeIds::restore(restored.into_iter().map(|((n, i), id)| (ip(n, i), id)));
-            let mut before: BTreeMap<NodeKey, u16> = BTreeMap::new();
+            let mut before: BTreeMap<NodeId, u16> = BTreeMap::new();
             for round in rounds {
                 let keys: Vec<_> = round.keys().map(|n| key(*n)).collect();
                 let nodes = keys.iter().zip(round.values()).map(|(key, (n, i))| (key, vec![ip(*n, *i)]));

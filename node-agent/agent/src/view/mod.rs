@@ -12,27 +12,25 @@ use std::{
 };
 
 use basal_crds::{
-    address::{AddressType, IpFamily},
+    address::AddressType,
+    directory::NodeId,
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget, NodeRecord},
-    names::{ClusterName, NodeName},
 };
 use basal_datapath::plan::{Endpoint, NodePlan, Peer, RemoteNode};
+use basal_ipam::prefix::Family;
 use ipnet::IpNet;
 
 use crate::{endpoint::record::EndpointId, view::ids::NodeIds};
 
-/// A node, in any cluster.
-pub type NodeKey = (ClusterName, NodeName);
-
 /// What the agent knows.
 #[derive(Debug, Clone)]
 pub struct View {
-    key: NodeKey,
+    key: NodeId,
     /// What is fixed about this node; without endpoints, nodes and peers.
     local: NodePlan,
     endpoints: BTreeMap<EndpointId, Endpoint>,
-    nodes: BTreeMap<NodeKey, NodeRecord>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
     ids: NodeIds,
     ips: BTreeMap<IpNet, IpRecord>,
     /// The health addresses of the other nodes, with their tunnel endpoints.
@@ -66,7 +64,7 @@ impl Changes {
 impl View {
     /// Knows nothing but its own node. `ids` is what the node map holds.
     #[must_use]
-    pub fn new(key: NodeKey, local: NodePlan, ids: NodeIds) -> Self {
+    pub fn new(key: NodeId, local: NodePlan, ids: NodeIds) -> Self {
         Self {
             key,
             local,
@@ -101,7 +99,7 @@ impl View {
 
     /// The other nodes.
     #[must_use]
-    pub fn nodes(&self) -> &BTreeMap<NodeKey, NodeRecord> {
+    pub fn nodes(&self) -> &BTreeMap<NodeId, NodeRecord> {
         &self.nodes
     }
 
@@ -147,7 +145,7 @@ impl View {
     }
 
     /// A node went.
-    pub fn remove_node(&mut self, key: &NodeKey) {
+    pub fn remove_node(&mut self, key: &NodeId) {
         let Some(record) = self.nodes.remove(key) else { return };
         for network in health_networks(&record) {
             self.health.remove(&network);
@@ -186,7 +184,7 @@ impl View {
     /// Where a node's tunnel ends: an address of the family that the tunnel runs over.
     #[must_use]
     pub fn tunnel_endpoint(&self, record: &NodeRecord) -> Option<IpAddr> {
-        record.node_ip(if self.local.underlay_ipv6 { IpFamily::V6 } else { IpFamily::V4 })
+        record.node_ip(if self.local.underlay_ipv6 { Family::V6 } else { Family::V4 })
     }
 
     /// The base. A node without an address that a tunnel could end at is left out: it cannot be reached.
@@ -204,9 +202,9 @@ impl View {
 
     fn remote_node(
         &self,
-        key: &NodeKey,
+        key: &NodeId,
         record: &NodeRecord,
-        ids: &BTreeMap<NodeKey, u16>,
+        ids: &BTreeMap<NodeId, u16>,
     ) -> Option<(String, RemoteNode)> {
         let of_kind = |wanted: fn(&AddressType) -> bool| {
             record.addresses.iter().filter(move |address| wanted(&address.kind)).map(|address| address.ip).collect()
@@ -253,12 +251,16 @@ fn health_networks(record: &NodeRecord) -> impl Iterator<Item = IpNet> + use<> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use basal_crds::{address::NodeAddress, names::ClusterId};
+    use basal_crds::{
+        address::NodeAddress,
+        names::{ClusterId, ClusterName},
+    };
     use basal_datapath::plan::Routers;
+    use basal_ipam::names::NodeName;
 
     use super::*;
 
-    pub(crate) fn key(name: &str) -> NodeKey {
+    pub(crate) fn key(name: &str) -> NodeId {
         (ClusterName::default(), NodeName::new(name).unwrap())
     }
 

@@ -7,13 +7,14 @@ use basal_agent::{
     sync::core::Core,
     view::{View, ids::NodeIds},
 };
-use basal_crds::names::{ClusterName, NodeName};
+use basal_crds::names::ClusterName;
 use basal_datapath::{
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, ReadError},
     names::IfName,
     op::Op,
     plan::{NodePlan, Routers},
 };
+use basal_ipam::names::NodeName;
 use basal_runtime::outcome::Outcome;
 use futures::{StreamExt as _, stream, stream::BoxStream};
 

@@ -4,10 +4,10 @@ use basal_cni::api::{AgentError, Answer, ComponentState, Request};
 use basal_crds::{
     address::{AddressType, NodeAddress},
     kvstore::{NodeRecord, keys},
-    names::{ClusterId, ClusterName, NodeName},
+    names::{ClusterId, ClusterName},
 };
 use basal_datapath::rows::{self, MapId};
-use basal_ipam::cell::BlockState;
+use basal_ipam::{cell::BlockState, names::NodeName};
 use basal_objects::object::resources;
 use serde_json::json;
 

@@ -109,6 +109,7 @@ impl World {
         let arguments = [
             "basal-agent".to_owned(),
             "--node-name=n1".to_owned(),
+            "--kvstore-opt=etcd.config=unused".to_owned(),
             flag("state-dir", "run"),
             flag("cni-plugin", "plugin"),
             flag("cni-bin-dir", "bin"),

@@ -1,0 +1,140 @@
+//! The keys that every daemon with a way to etcd has: which cluster it works for, and where that cluster's records are.
+//! Names and defaults are Cilium's.
+
+use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError};
+use basal_runtime::config::{GoDuration, StringMap};
+
+use crate::{
+    config::{ConfigError, KvstoreOptions},
+    leases::{BadLeaseTtl, LeaseRules},
+};
+
+/// Which cluster this is.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterFlags {
+    /// Name of the cluster, unique in a mesh
+    ///
+    /// At most 32 of a-z, 0-9 and -
+    #[arg(long, default_value = "default")]
+    pub cluster_name: String,
+
+    /// Number of the cluster, unique in a mesh, 1 to 255; 0 outside of one
+    ///
+    /// Needs a name other than `default`
+    #[arg(long, default_value_t = 0)]
+    pub cluster_id: u8,
+}
+
+/// etcd.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "etcd")]
+pub struct EtcdFlags {
+    /// Where records are kept; only etcd
+    #[arg(long, default_value = "etcd")]
+    pub kvstore: String,
+
+    /// etcd.config=FILE (endpoints, CA, certificate, key), or etcd.address=URL, and more
+    #[arg(long, default_value = "", value_name = "KEY=VALUE,…")]
+    pub kvstore_opt: StringMap,
+
+    /// How long leased keys outlive the process that wrote them, 25s to 24h
+    #[arg(long, default_value = "15m")]
+    pub kvstore_lease_ttl: GoDuration,
+}
+
+/// What the keys about etcd say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdSettings {
+    /// How it is reached.
+    pub options: KvstoreOptions,
+    /// How leases are kept.
+    pub leases: LeaseRules,
+}
+
+/// Keys that parse each for itself and cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FlagsError {
+    /// The cluster's name or id.
+    #[error("cluster-name, cluster-id: {0}")]
+    Cluster(#[from] NameError),
+    /// Another store than etcd.
+    #[error("kvstore: {0:?} is not supported; set it to \"etcd\" and kvstore-opt to etcd.config=FILE")]
+    Kvstore(String),
+    /// The way to etcd.
+    #[error(transparent)]
+    KvstoreOpt(#[from] ConfigError),
+    /// The leases in etcd.
+    #[error(transparent)]
+    LeaseTtl(#[from] BadLeaseTtl),
+}
+
+impl ClusterFlags {
+    /// The cluster's name and id.
+    ///
+    /// # Errors
+    /// [`FlagsError::Cluster`].
+    pub fn cluster(&self) -> Result<Cluster, FlagsError> {
+        Ok(Cluster::new(ClusterName::new(self.cluster_name.clone())?, ClusterId::new(self.cluster_id))?)
+    }
+}
+
+impl EtcdFlags {
+    /// The way to etcd and the leases there.
+    ///
+    /// # Errors
+    /// Every [`FlagsError`] but [`FlagsError::Cluster`].
+    pub fn settings(&self) -> Result<EtcdSettings, FlagsError> {
+        if self.kvstore != "etcd" {
+            return Err(FlagsError::Kvstore(self.kvstore.clone()));
+        }
+        let options = KvstoreOptions::from_map(&self.kvstore_opt.0)?;
+        let leases = LeaseRules::with_data_ttl(self.kvstore_lease_ttl.0)?;
+        Ok(EtcdSettings { options, leases })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        cluster: ClusterFlags,
+        #[command(flatten)]
+        etcd: EtcdFlags,
+    }
+
+    fn flags(more: &[&str]) -> Flags {
+        let always = ["daemon", "--kvstore-opt=etcd.config=/x"];
+        Flags::parse_from(always.iter().chain(more))
+    }
+
+    #[test]
+    fn defaults_are_ciliums() {
+        let flags = flags(&[]);
+        assert_eq!(flags.cluster.cluster().unwrap(), Cluster::default());
+        assert_eq!(flags.etcd.settings().unwrap().leases.data_ttl, Duration::from_secs(900));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (argument, part) in [("--cluster-name=A", "cluster-name"), ("--cluster-id=3", "cluster-id")] {
+            let message = flags(&[argument]).cluster.cluster().unwrap_err().to_string();
+            assert!(message.contains(part), "{argument}: {message}");
+        }
+        for (arguments, part) in
+            [(&["--kvstore=none"][..], "kvstore: \"none\""), (&["--kvstore-lease-ttl=5s"], "kvstore-lease-ttl is 5s")]
+        {
+            let message = flags(arguments).etcd.settings().unwrap_err().to_string();
+            assert!(message.contains(part), "{arguments:?}: {message}");
+        }
+        let nowhere = Flags::parse_from(["daemon"]).etcd.settings().unwrap_err();
+        assert!(nowhere.to_string().contains("exactly one of etcd.config"), "{nowhere}");
+    }
+}
