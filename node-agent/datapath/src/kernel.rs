@@ -1,13 +1,17 @@
 //! The port to the kernel.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use async_trait::async_trait;
 use basal_runtime::{outcome::Outcome, reason::Reason};
 use futures::stream::BoxStream;
 use ipnet::IpNet;
 
-use crate::{names::IfName, op::Op, state::NodeState};
+use crate::{
+    names::IfName,
+    op::Op,
+    state::{NodeState, Route},
+};
 
 /// Reads and changes the node's datapath. Implemented by [`crate::linux::LinuxKernel`] and by models in tests.
 #[async_trait]
@@ -19,14 +23,17 @@ pub trait Kernel: Send + Sync + 'static {
     /// made or removed.
     async fn read(&self) -> Result<Observed, ReadError>;
 
-    /// Reads one device, ours or not; `None` when there is none. An adapter that can do so without reading everything
-    /// does.
+    /// Reads one device, ours or not, and nothing else; `None` when there is none.
     ///
     /// # Errors
     /// As [`Kernel::read`].
-    async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
-        Ok(self.read().await?.devices.remove(name))
-    }
+    async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError>;
+
+    /// Reads a device in the network namespace that a path leads to, with the routes over it; `None` when there is none.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered or read.
+    async fn pod_device(&self, netns: &Path, name: &IfName) -> Result<Option<PodDevice>, ReadError>;
 
     /// Makes one change. It is idempotent.
     async fn apply(&self, op: &Op) -> Outcome<(), OpError>;
@@ -56,10 +63,22 @@ pub struct Device {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Index of the other end of a pair, in the namespace in which that is; `None` for other devices.
+    pub peer: Option<u32>,
     /// The kernel's word for its kind (`veth`, `vxlan`, `dummy`); `None` for hardware and loopback.
     pub kind: Option<String>,
     /// All of its addresses, link-local ones too.
     pub addresses: Vec<IpNet>,
+}
+
+/// A device in a pod's network namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodDevice {
+    /// The device.
+    pub device: Device,
+    /// The unicast routes of the main table that lead over it, by destination; of several with one destination the one
+    /// that the kernel prefers.
+    pub routes: BTreeMap<IpNet, Route>,
 }
 
 impl Observed {
@@ -100,7 +119,7 @@ impl ReadError {
 }
 
 /// A change was refused; nothing of it took effect, unless the message says otherwise.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum OpError {
     /// The kernel refused.
     #[error("{op}: {message}")]

@@ -6,6 +6,7 @@
 //! back gives an empty diff, that only what Basal made is ever listed or removed, and that programs are replaced
 //! without a moment in which a packet meets none. [`linux::LinuxKernel`] is the port's real adapter.
 
+pub mod check;
 pub mod diff;
 pub mod kernel;
 pub mod linux;

@@ -124,7 +124,8 @@ impl LinkKind {
 /// How the pod's end of an endpoint's device pair is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodSide {
-    /// The pod's network namespace, a path that the agent can open.
+    /// The pod's network namespace, a path that the agent can open. Empty when it is not known: then the pair exists,
+    /// and only its host side is looked after.
     pub netns: PathBuf,
     /// Name of the device in the pod, usually `eth0`.
     pub name: IfName,

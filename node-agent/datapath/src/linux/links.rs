@@ -31,7 +31,9 @@ pub(super) async fn set(
     name: &IfName,
     link: &Link,
 ) -> Result<(), Fault> {
-    if let LinkKind::Endpoint(Some(pod)) = &link.kind {
+    if let LinkKind::Endpoint(Some(pod)) = &link.kind
+        && !pod.netns.as_os_str().is_empty()
+    {
         pod::make(netlink, env, paths, name, link, pod).await?;
     } else if index(netlink, name).await?.is_none() {
         let message = match &link.kind {
@@ -109,6 +111,21 @@ pub(super) async fn delete_address(netlink: &Handle, address: &Address) -> Resul
     Ok(())
 }
 
+/// Reads one device with its addresses; `None` when there is none.
+pub(super) async fn find(netlink: &Handle, name: &IfName) -> Result<Option<Device>, ReadError> {
+    let failed = |error| ReadError::new(format!("device {name}"), to_io(error));
+    let message = match netlink.link().get().match_name(name.as_str()).execute().try_next().await {
+        Err(error) if is_errno(&error, Errno::ENODEV) => return Ok(None),
+        found => found.map_err(failed)?,
+    };
+    let Some((_, mut found)) = message.as_ref().and_then(device) else { return Ok(None) };
+    let mut addresses = netlink.address().get().set_link_index_filter(found.index).execute();
+    while let Some(message) = addresses.try_next().await.map_err(failed)? {
+        found.addresses.extend(net_of(&message));
+    }
+    Ok(Some(found))
+}
+
 /// Reads devices and addresses.
 pub(super) async fn read(netlink: &Handle, observed: &mut Observed) -> Result<(), ReadError> {
     let mut messages = netlink.link().get().execute();
@@ -154,6 +171,7 @@ fn device(message: &LinkMessage) -> Option<(IfName, Device)> {
         match attribute {
             LinkAttribute::IfName(text) => name = IfName::new(text.clone()).ok(),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::Link(index) => device.peer = Some(*index),
             LinkAttribute::Address(mac) => device.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::LinkInfo(infos) => {
                 device.kind = infos.iter().find_map(|info| match info {
@@ -164,6 +182,8 @@ fn device(message: &LinkMessage) -> Option<(IfName, Device)> {
             _ => {}
         }
     }
+    // Other kinds name the device below them there.
+    device.peer = device.peer.filter(|_| device.kind.as_deref() == Some("veth"));
     Some((name?, device))
 }
 

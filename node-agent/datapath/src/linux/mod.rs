@@ -33,7 +33,8 @@ use futures::stream::BoxStream;
 
 use self::{fault::Fault, maps::PinnedMaps};
 use crate::{
-    kernel::{Kernel, KernelEvent, Observed, OpError, ReadError},
+    kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
+    names::IfName,
     op::Op,
 };
 
@@ -148,6 +149,14 @@ impl Kernel for LinuxKernel {
         observed.state.nft = nft::read(&self.paths.nft).await?;
         self.has_read.store(true, Ordering::Relaxed);
         Ok(observed)
+    }
+
+    async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
+        links::find(&self.netlink, name).await
+    }
+
+    async fn pod_device(&self, netns: &Path, name: &IfName) -> Result<Option<PodDevice>, ReadError> {
+        pod::look(&self.env, netns, name).await
     }
 
     async fn apply(&self, op: &Op) -> Outcome<(), OpError> {

@@ -3,17 +3,9 @@
 //! The pod's end is made under a temporary name beside the host's end, moved into the pod's namespace, renamed and
 //! configured there. Each step looks first at what is there, so that a crash in between is finished by the next try.
 
-use std::{
-    fs::File,
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsRawFd as _,
-    path::Path,
-    thread,
-};
+use std::{fs::File, io, os::fd::AsRawFd as _, path::Path, thread};
 
-use basal_runtime::env::SharedEnv;
-use ipnet::IpNet;
+use basal_runtime::env::{SharedEnv, TaskHandle};
 use netlink_packet_route::{link::LinkMessage, route::RouteProtocol};
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth};
@@ -21,8 +13,10 @@ use tokio::runtime;
 
 use super::{Paths, fault::Fault, links, routes};
 use crate::{
+    check::pod_routes,
+    kernel::{PodDevice, ReadError},
     names::{ENDPOINT_PREFIX, IfName},
-    state::{Link, PodSide, Route},
+    state::{Link, PodSide},
 };
 
 /// Makes the pair with everything in the pod. The host's end is left to the caller once it exists.
@@ -46,18 +40,43 @@ pub(super) async fn make(
         netlink.link().change(to_pod.build()).execute().await?;
     }
 
-    // A netlink socket belongs to the namespace that it was opened in, whoever uses it later.
-    let runtime = runtime::Handle::current();
-    let opened = in_netns(&netns, || {
-        let _context = runtime.enter();
-        enable_ipv6(&paths.sysctl, pod.addresses.iter().any(|address| address.ip.is_ipv6()))?;
-        rtnetlink::new_connection()
-    });
-    let (connection, inside, _) = opened.and_then(|opened| opened).map_err(|error| no_netns(pod, error))?;
-    let driver = env.spawn("pod-netlink", Box::pin(connection));
+    let has_ipv6 = pod.addresses.iter().any(|address| address.ip.is_ipv6());
+    let opened = open(env, &netns, || enable_ipv6(&paths.sysctl, has_ipv6));
+    let (driver, inside) = opened.map_err(|error| no_netns(pod, error))?;
     let configured = configure(&inside, &temporary, link, pod).await;
     driver.abort();
     configured
+}
+
+/// Reads a device in a namespace, and the routes over it.
+pub(super) async fn look(env: &SharedEnv, netns: &Path, name: &IfName) -> Result<Option<PodDevice>, ReadError> {
+    let failed = |error| ReadError::new(format!("network namespace {}", netns.display()), error);
+    let (driver, inside) = File::open(netns).and_then(|file| open(env, &file, || Ok(()))).map_err(failed)?;
+    let found = async {
+        let Some(device) = links::find(&inside, name).await? else { return Ok(None) };
+        let routes = routes::over(&inside, device.index).await?;
+        Ok(Some(PodDevice { device, routes }))
+    };
+    let found = found.await;
+    driver.abort();
+    found
+}
+
+/// Opens netlink in a namespace, after `first` was done there. The task drives the socket.
+fn open(
+    env: &SharedEnv,
+    netns: &File,
+    first: impl FnOnce() -> io::Result<()> + Send,
+) -> io::Result<(TaskHandle, Handle)> {
+    // A netlink socket belongs to the namespace that it was opened in, whoever uses it later.
+    let runtime = runtime::Handle::current();
+    let opened = in_netns(netns, || {
+        let _context = runtime.enter();
+        first()?;
+        rtnetlink::new_connection()
+    });
+    let (connection, inside, _) = opened.and_then(|opened| opened)?;
+    Ok((env.spawn("pod-netlink", Box::pin(connection)), inside))
 }
 
 fn no_netns(pod: &PodSide, error: io::Error) -> Fault {
@@ -83,15 +102,10 @@ async fn configure(inside: &Handle, temporary: &IfName, link: &Link, pod: &PodSi
 
     for address in &pod.addresses {
         links::put_address(inside, index, address.ip.into()).await?;
-        let everything = match address.ip {
-            IpAddr::V4(_) => IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
-            IpAddr::V6(_) => IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
-        };
-        let default = Route { gateway: Some(address.gateway), source: None, mtu: Some(pod.route_mtu) };
-        for (destination, route) in [(address.gateway.into(), Route::default()), (everything, default)] {
-            let message = routes::build(index, destination, &route, RouteProtocol::Boot)?;
-            inside.route().add(message).replace().execute().await?;
-        }
+    }
+    for (destination, route) in pod_routes(pod) {
+        let message = routes::build(index, destination, &route, RouteProtocol::Boot)?;
+        inside.route().add(message).replace().execute().await?;
     }
     Ok(())
 }

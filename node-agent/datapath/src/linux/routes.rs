@@ -1,11 +1,17 @@
 //! Routes in the main table, `proto kernel`, on our devices.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+use netlink_packet_route::{
+    AddressFamily,
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    },
 };
 use nix::errno::Errno;
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -91,10 +97,7 @@ pub(super) async fn read(netlink: &Handle, observed: &mut Observed) -> Result<()
         .filter(|(name, _)| name.is_managed())
         .map(|(name, device)| (device.index, name.clone()))
         .collect();
-    for family in [
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-    ] {
+    for family in families() {
         let mut routes = netlink.route().get(family).execute();
         while let Some(message) = routes.try_next().await.map_err(|error| ReadError::new("routes", to_io(error)))? {
             if let Some((index, destination, route)) = parse(&message)
@@ -107,13 +110,49 @@ pub(super) async fn read(netlink: &Handle, observed: &mut Observed) -> Result<()
     Ok(())
 }
 
+/// Reads the routes over one device of the namespace that `netlink` was opened in.
+pub(super) async fn over(netlink: &Handle, index: u32) -> Result<BTreeMap<IpNet, Route>, ReadError> {
+    let mut found: BTreeMap<IpNet, (u32, Route)> = BTreeMap::new();
+    for family in families() {
+        let mut routes = netlink.route().get(family).execute();
+        while let Some(message) = routes.try_next().await.map_err(|error| ReadError::new("routes", to_io(error)))? {
+            let Some(parts) = parts(&message).filter(|parts| parts.index == index) else { continue };
+            let metric = parts.metric.unwrap_or_default();
+            if found.get(&parts.destination).is_none_or(|(other, _)| metric < *other) {
+                found.insert(parts.destination, (metric, parts.route));
+            }
+        }
+    }
+    Ok(found.into_iter().map(|(destination, (_, route))| (destination, route)).collect())
+}
+
+/// The requests that list the routes of each family.
+fn families() -> [RouteMessage; 2] {
+    [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+}
+
 /// The parts of a route that could be ours; `None` for others.
 fn parse(message: &RouteMessage) -> Option<(u32, IpNet, Route)> {
+    if message.header.protocol != RouteProtocol::Kernel {
+        return None;
+    }
+    let Parts { index, destination, metric, route } = parts(message)?;
+    let made_by_hand = destination.addr().is_ipv4() || metric == Some(IPV6_USER_METRIC);
+    made_by_hand.then_some((index, destination, route))
+}
+
+/// What a route consists of.
+struct Parts {
+    index: u32,
+    destination: IpNet,
+    metric: Option<u32>,
+    route: Route,
+}
+
+/// The parts of a unicast route of the main table over one device; `None` for others.
+fn parts(message: &RouteMessage) -> Option<Parts> {
     let header = &message.header;
-    let ours = header.table == RouteHeader::RT_TABLE_MAIN
-        && header.protocol == RouteProtocol::Kernel
-        && header.kind == RouteType::Unicast;
-    if !ours {
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
     let (mut index, mut destination, mut metric, mut route) = (None, None, None, Route::default());
@@ -133,9 +172,14 @@ fn parse(message: &RouteMessage) -> Option<(u32, IpNet, Route)> {
             _ => {}
         }
     }
-    let destination = IpNet::new(destination?, header.destination_prefix_length).ok()?;
-    let made_by_hand = destination.addr().is_ipv4() || metric == Some(IPV6_USER_METRIC);
-    made_by_hand.then_some((index?, destination, route))
+    // The default route names no destination.
+    let everything = || match header.address_family {
+        AddressFamily::Inet => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        AddressFamily::Inet6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        _ => None,
+    };
+    let destination = IpNet::new(destination.or_else(everything)?, header.destination_prefix_length).ok()?;
+    Some(Parts { index: index?, destination, metric, route })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

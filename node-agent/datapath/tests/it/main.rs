@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod adoption;
+mod check;
 mod harness;
 mod layout;
 mod overlay;
