@@ -34,8 +34,8 @@ pub mod series;
 /// The longest note that the API takes, in bytes.
 const MAX_NOTE: usize = 1024;
 
-/// The longest object name that leaves room for the suffix of the event's name, in bytes.
-const MAX_NAME: usize = 230;
+/// The longest name of an event, in bytes.
+const MAX_NAME: usize = 253;
 
 /// Happenings that wait to be written.
 const QUEUE: usize = 1000;
@@ -76,6 +76,9 @@ pub struct Happening {
     pub action: Reason,
     /// For people: what, where, and what to do. What is beyond 1,024 bytes is cut off.
     pub note: String,
+    /// When many processes tell of the same: what names this happening, in lower-case letters, digits, `-` and `.`. Those
+    /// that tell of it under one name make one event together. `None`: each makes its own.
+    pub shared: Option<String>,
 }
 
 /// Who tells.
@@ -152,7 +155,8 @@ impl Writer {
     async fn write(&self, happening: &Happening, work: &Work) -> Result<Stored, Failure> {
         let outcome = match work {
             Work::Create => {
-                let suffix = format!("{:016x}", self.env.random_u64());
+                let random = || format!("{:016x}", self.env.random_u64());
+                let suffix = happening.shared.clone().unwrap_or_else(random);
                 self.objects.create(EVENT, event(happening, &self.reporter, &suffix, self.env.now())).await
             }
             Work::Series { stored, count } => {
@@ -172,6 +176,8 @@ impl Writer {
                 uid: object.uid().to_owned(),
                 resource_version: object.resource_version().to_owned(),
             }),
+            // Another process told of it already.
+            Outcome::Refused(Refusal::AlreadyExists) if happening.shared.is_some() => Err(Failure::Gone),
             // The event expired, or somebody changed it: what happens next makes a new one.
             Outcome::Refused(Refusal::NotFound(_) | Refusal::Conflict(_)) => Err(Failure::Gone),
             Outcome::Refused(Refusal::Unavailable(_) | Refusal::TooManyRequests { .. }) | Outcome::Unknown(_) => {
@@ -189,9 +195,10 @@ impl Writer {
 
 /// The event as it is created.
 fn event(happening: &Happening, reporter: &Reporter, suffix: &str, now: jiff::Timestamp) -> Object {
-    let Happening { regarding, event_type, reason, action, note } = happening;
+    let Happening { regarding, event_type, reason, action, note, shared: _ } = happening;
     let namespace = regarding.key.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-    let name = truncated(&regarding.key.name, MAX_NAME).trim_end_matches(['.', '-']);
+    let room = MAX_NAME.saturating_sub(suffix.len() + 1);
+    let name = truncated(&regarding.key.name, room).trim_end_matches(['.', '-']);
     Object(json!({
         "apiVersion": EVENT.api_version(),
         "kind": EVENT.kind,
@@ -226,6 +233,7 @@ mod tests {
             reason: Reason::new("PoolExhausted"),
             action: Reason::new("GrantBlock"),
             note: "🐝".repeat(300),
+            shared: None,
         };
         let reporter = Reporter { controller: "basal-operator", instance: "operator-1".into() };
         let object = event(&happening, &reporter, "00ff", jiff::Timestamp::UNIX_EPOCH);

@@ -1,7 +1,7 @@
 //! Policies that exist and are not enforced: whoever wrote them must not believe that they are.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex},
 };
 
@@ -38,7 +38,27 @@ const KINDS: [Resource; 3] = [
 /// The policies that there are.
 #[derive(Debug, Clone, Default)]
 pub struct Policies {
-    found: Arc<Mutex<BTreeSet<(Resource, ObjectKey)>>>,
+    found: Arc<Mutex<BTreeMap<(Resource, ObjectKey), Version>>>,
+}
+
+/// Which policy of a name, and which edition of its rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Version {
+    uid: String,
+    generation: i64,
+}
+
+impl Version {
+    /// Reads an object; for a cache.
+    fn parse(object: &Object) -> Result<Self, String> {
+        let generation = object.0.pointer("/metadata/generation").and_then(serde_json::Value::as_i64);
+        Ok(Self { uid: object.uid().to_owned(), generation: generation.unwrap_or_default() })
+    }
+
+    /// The same on every node.
+    fn event_name(&self) -> String {
+        format!("not-enforced.{}.{}", self.uid, self.generation)
+    }
 }
 
 impl Policies {
@@ -46,7 +66,7 @@ impl Policies {
     #[must_use]
     pub fn status(&self) -> Option<String> {
         let found = lock(&self.found);
-        let (resource, first) = found.first()?;
+        let ((resource, first), _) = found.first_key_value()?;
         let more = match found.len() {
             1 => String::new(),
             n => format!(" and {} more", n - 1),
@@ -68,8 +88,7 @@ impl Policies {
         let mut tasks = Vec::new();
         for resource in KINDS {
             let guard = apart.guard(resource.kind);
-            let uid = |object: &Object| -> Result<String, String> { Ok(object.uid().to_owned()) };
-            let (cache, task) = Cache::follow(&**objects, &**env, resource, &Scope::default(), uid, guard);
+            let (cache, task) = Cache::follow(&**objects, &**env, resource, &Scope::default(), Version::parse, guard);
             tasks.push(task);
             let (policies, events, metrics, stop) = (self.clone(), events.clone(), metrics.clone(), stop.clone());
             let follow = async move { policies.follow(resource, &cache, &events, &metrics).await };
@@ -81,30 +100,32 @@ impl Policies {
         tasks
     }
 
-    async fn follow(&self, resource: Resource, cache: &Cache<String>, events: &EventRecorder, metrics: &AgentMetrics) {
+    async fn follow(&self, resource: Resource, cache: &Cache<Version>, events: &EventRecorder, metrics: &AgentMetrics) {
         let changes = cache.subscribe();
         loop {
             for key in changes.next().await {
-                let uid = cache.get(&key).and_then(|cached| cached.valid().cloned());
-                let new = match &uid {
-                    Some(_) => lock(&self.found).insert((resource, key.clone())),
-                    None => {
-                        lock(&self.found).remove(&(resource, key.clone()));
-                        false
-                    }
+                let version = cache.get(&key).and_then(|cached| cached.valid().cloned());
+                let Some(version) = version else {
+                    lock(&self.found).remove(&(resource, key));
+                    continue;
                 };
-                if let (Some(uid), true) = (uid, new) {
-                    tracing::warn!(kind = resource.kind, %key, "a policy exists and is NOT ENFORCED");
-                    events.record(Happening {
-                        regarding: Regarding { resource, key, uid },
-                        event_type: EventType::Warning,
-                        reason: NOT_ENFORCED,
-                        action: WATCHED,
-                        note: "This policy is NOT ENFORCED: Basal does not enforce policies yet. All traffic that it means to \
-                               forbid is allowed."
-                            .to_owned(),
-                    });
+                let before = lock(&self.found).insert((resource, key.clone()), version.clone());
+                if before.as_ref() == Some(&version) {
+                    continue;
                 }
+                tracing::warn!(kind = resource.kind, %key, "a policy exists and is NOT ENFORCED");
+                // Every node tells, of each edition: together they make one event.
+                let shared = Some(version.event_name());
+                events.record(Happening {
+                    regarding: Regarding { resource, key, uid: version.uid },
+                    event_type: EventType::Warning,
+                    reason: NOT_ENFORCED,
+                    action: WATCHED,
+                    note: "This policy is NOT ENFORCED: Basal does not enforce policies yet. All traffic that it means to \
+                           forbid is allowed."
+                        .to_owned(),
+                    shared,
+                });
             }
             metrics.policies_not_enforced.set(i64::try_from(lock(&self.found).len()).unwrap_or(i64::MAX));
         }

@@ -180,6 +180,7 @@ mod tests {
             reason: Reason::new("PoolExhausted"),
             action: Reason::new("GrantBlock"),
             note: note.to_owned(),
+            shared: None,
         }
     }
 

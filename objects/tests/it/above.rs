@@ -83,6 +83,7 @@ async fn events_are_shown_by_describe_and_counted() {
         reason: Reason::new("PoolExhausted"),
         action: Reason::new("GrantBlock"),
         note: "no free block of /24 in 10.0.0.0/16; add a CIDR to cluster-pool-ipv4-cidr".to_owned(),
+        shared: None,
     };
     recorder.record(happening(node.uid()));
     recorder.record(happening(node.uid()));
@@ -106,6 +107,41 @@ async fn events_are_shown_by_describe_and_counted() {
     assert_eq!(recorder.dropped(), 0);
     drop(recorder);
     within("the end of the task", task.join()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_many_tell_of_is_one_event() {
+    let server = start();
+    let objects: Arc<dyn Objects> = Arc::new(connect(&server, "admin").await);
+    let node = created(objects.as_ref(), "n1").await;
+    let happening = |edition: &str| Happening {
+        regarding: Regarding { resource: NODE, key: named("n1"), uid: node.uid().to_owned() },
+        event_type: EventType::Warning,
+        reason: Reason::new("NotEnforced"),
+        action: Reason::new("Watched"),
+        note: "it is not".to_owned(),
+        shared: Some(format!("not-enforced.{}.{edition}", node.uid())),
+    };
+    let reporter = |instance: &str| Reporter { controller: "basal-agent", instance: instance.to_owned() };
+    let (mut recorders, mut tasks) = (Vec::new(), Vec::new());
+    for instance in ["one", "two", "three"] {
+        let (recorder, task) = EventRecorder::start(Arc::clone(&objects), &env(), reporter(instance));
+        recorder.record(happening("1"));
+        recorder.record(happening("2"));
+        recorders.push(recorder);
+        tasks.push(task);
+    }
+    let told = async || {
+        let events = objects.list(EVENT, &Scope::default(), Freshness::Quorum).await.unwrap().items;
+        events.into_iter().filter(|event| event.0["reason"] == "NotEnforced").collect::<Vec<_>>()
+    };
+    until("both editions", async || told().await.len() >= 2).await;
+    drop(recorders);
+    for task in tasks {
+        within("the end of the task", task.join()).await;
+    }
+    let events = told().await;
+    assert_eq!(events.len(), 2, "one of each edition: {events:?}");
 }
 
 fn definitions() -> Vec<Object> {

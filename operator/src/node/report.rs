@@ -154,7 +154,8 @@ impl Reporter {
         for (resource, uid) in both {
             let Some(uid) = uid else { continue };
             let regarding = Regarding { resource, key: key.clone(), uid };
-            self.events.record(Happening { regarding, event_type, reason, action, note: note.to_owned() });
+            let note = note.to_owned();
+            self.events.record(Happening { regarding, event_type, reason, action, note, shared: None });
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Registration, claim, and the other nodes.
 
+use std::time::Duration;
+
 use basal_cni::api::{AgentError, Answer, ComponentState, Request};
 use basal_crds::{
     address::{AddressType, NodeAddress},
@@ -8,7 +10,7 @@ use basal_crds::{
 };
 use basal_datapath::rows::{self, MapId};
 use basal_ipam::{cell::BlockState, names::NodeName};
-use basal_objects::object::resources;
+use basal_objects::object::{ObjectKey, resources};
 use serde_json::json;
 
 use crate::world::World;
@@ -110,6 +112,32 @@ async fn a_policy_is_reported_as_not_enforced() {
         .await;
     let Answer::Status(status) = world.ask(Request::Status).await else { panic!("no status") };
     assert_eq!(status.policy.message, "NOT ENFORCED: NetworkPolicy shop/deny");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_has_one_event_of_each_edition_whoever_tells_of_it() {
+    let mut world = World::ready().await;
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "shop"}, "spec": {"podSelector": {}}});
+    world.create(resources::NETWORK_POLICY, policy).await;
+    let events = || world.objects.all(&resources::EVENT).into_iter().filter(|event| event.0["reason"] == "NotEnforced");
+    world.until("an event tells", || events().count() == 1).await;
+    // The agent of another node is to this one as it is to itself after a restart.
+    world.stop().await;
+    world.start();
+    world.until_ready().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let events: Vec<_> =
+        world.objects.all(&resources::EVENT).into_iter().filter(|event| event.0["reason"] == "NotEnforced").collect();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].0.get("series"), None, "nobody counts how many nodes there are");
+
+    let key = ObjectKey::namespaced("shop", "deny");
+    world
+        .patch(resources::NETWORK_POLICY, &key, None, json!({"spec": {"podSelector": {"matchLabels": {"a": "b"}}}}))
+        .await;
+    world.until("the new edition is told of", || world.objects.all(&resources::EVENT).len() == 2).await;
     world.stop().await;
 }
 

@@ -9,7 +9,7 @@ use basal_agent::{
     metrics::{AgentMetrics, PREFIX},
 };
 use basal_cni::{
-    api::{Ack, AddRequest, Answer, Attachment, Call, DelRequest, PodRef, Request},
+    api::{Ack, AddRequest, AddResult, Answer, Attachment, Call, DelRequest, PodRef, Request},
     frame,
 };
 use basal_ipam::{
@@ -173,6 +173,30 @@ impl World {
         self.objects.get(resource, key).await.unwrap()
     }
 
+    /// Applies a merge patch.
+    pub(crate) async fn patch(&self, resource: Resource, key: &ObjectKey, subresource: Option<&'static str>, body: Value) {
+        let seen = self.get(resource, key).await.unwrap();
+        let patch = MergePatch {
+            resource_version: seen.resource_version().to_owned(),
+            uid: seen.uid().to_owned(),
+            subresource,
+            body,
+        };
+        let outcome = self.objects.patch(resource, key, patch).await;
+        assert!(outcome.is_done(), "{outcome:?}");
+    }
+
+    /// What etcd holds of an address.
+    pub(crate) fn ip_record(&self, ip: &str) -> Option<Value> {
+        let contents = self.kv.contents();
+        serde_json::from_slice(contents.get(&format!("cilium/state/ip/v1/default/{ip}"))?).ok()
+    }
+
+    /// Whether the agent that was started last still runs.
+    pub(crate) fn runs(&self) -> bool {
+        self.agent.as_ref().is_some_and(|running| !running.task.is_finished())
+    }
+
     pub(crate) async fn cilium_node(&self) -> Object {
         self.get(resources::CILIUM_NODE, &ObjectKey::cluster("n1")).await.unwrap()
     }
@@ -184,14 +208,8 @@ impl World {
         for block in blocks {
             self.claim(block, BlockState::Granted).await;
         }
-        let seen = self.cilium_node().await;
-        let patch = MergePatch {
-            resource_version: seen.resource_version().to_owned(),
-            uid: seen.uid().to_owned(),
-            subresource: None,
-            body: json!({"spec": {"ipam": {"podCIDRs": blocks}}}),
-        };
-        assert!(self.objects.patch(resources::CILIUM_NODE, &seen.key(), patch).await.is_done());
+        let body = json!({"spec": {"ipam": {"podCIDRs": blocks}}});
+        self.patch(resources::CILIUM_NODE, &ObjectKey::cluster("n1"), None, body).await;
     }
 
     /// Writes the claim of `n1` to a block.
@@ -245,12 +263,18 @@ impl World {
     }
 
     /// ADD, acknowledged.
-    pub(crate) async fn add(&self, container: &str, pod: Option<PodRef>) -> basal_cni::api::AddResult {
+    pub(crate) async fn add(&self, container: &str, pod: Option<PodRef>) -> AddResult {
+        let (result, answer) = self.try_add(container, pod).await;
+        assert_eq!(answer, Answer::Committed);
+        result
+    }
+
+    /// ADD, acknowledged, with what the agent says to that.
+    pub(crate) async fn try_add(&self, container: &str, pod: Option<PodRef>) -> (AddResult, Answer) {
         let (mut stream, answer) = self.offer(container, pod).await;
         let Answer::Added(result) = answer else { panic!("no result: {answer:?}") };
         stream.write_all(&frame::encode(&Ack::Received).unwrap()).await.unwrap();
-        assert_eq!(receive(&mut stream).await, Answer::Committed);
-        result
+        (result, receive(&mut stream).await)
     }
 
     pub(crate) async fn del(&self, container: &str) -> Answer {
