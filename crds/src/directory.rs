@@ -1,6 +1,8 @@
 //! What an agent learns of the cluster and tells it: nodes, addresses, identities. One interface; the source behind it
 //! is etcd or the API server, and nothing above knows which.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use basal_ipam::names::NodeName;
 use futures::stream::BoxStream;
@@ -97,6 +99,11 @@ pub trait Directory: Send + Sync + 'static {
 
     /// The record ought not to be there any more. Returns at once.
     fn withdraw_ip(&self, target: IpTarget);
+
+    /// This agent's node has these addresses from now on. Records that are named after an address of it follow; those
+    /// that are published follow by being published again. Returns at once. A source that names nothing so has nothing
+    /// to do.
+    fn moved(&self, _node_ips: &[IpAddr]) {}
 
     /// Withdraws every record behind this agent's own node that this agent has not published: what an earlier run left.
     /// To be called once after the start, when everything was published again.

@@ -50,7 +50,9 @@ pub struct DirectoryConfig {
 /// The directory in etcd.
 pub struct EtcdDirectory {
     session: Session,
-    config: DirectoryConfig,
+    page_size: i64,
+    /// See [`DirectoryConfig::node_ips`].
+    node_ips: Mutex<Vec<IpAddr>>,
     identities: Arc<Identities>,
     _end: DropGuard,
 }
@@ -91,10 +93,9 @@ impl EtcdDirectory {
     /// # Errors
     /// [`NoNodeAddress`].
     pub fn start(session: Session, config: DirectoryConfig) -> Result<Self, NoNodeAddress> {
-        let node_ip =
-            config.node_ips.iter().find(|ip| ip.is_ipv4()).or(config.node_ips.first()).ok_or(NoNodeAddress)?;
+        let node_ip = naming(&config.node_ips).ok_or(NoNodeAddress)?;
         let range = IdentityRange::of(config.cluster.id());
-        let store = IdentityStore::new(session.clone(), Locks::new(session.clone()), range, *node_ip);
+        let store = IdentityStore::new(session.clone(), Locks::new(session.clone()), range, node_ip);
         let identities =
             Arc::new(Identities { store, followers: Mutex::default(), listed: Notify::new(), lost: Notify::new() });
         let end = CancellationToken::new();
@@ -106,7 +107,8 @@ impl EtcdDirectory {
                 cancelled.run_until_cancelled_owned(task).await;
             }),
         );
-        Ok(Self { session, config, identities, _end: end.drop_guard() })
+        let (page_size, node_ips) = (config.page_size, Mutex::new(config.node_ips));
+        Ok(Self { session, page_size, node_ips, identities, _end: end.drop_guard() })
     }
 
     /// The identities as this agent knows and uses them.
@@ -116,8 +118,13 @@ impl EtcdDirectory {
     }
 
     fn list_watch(&self, prefix: &str) -> ListWatch {
-        ListWatch { prefix: prefix.to_owned(), page_size: self.config.page_size }
+        ListWatch { prefix: prefix.to_owned(), page_size: self.page_size }
     }
+}
+
+/// The address that references to identities are named after.
+fn naming(node_ips: &[IpAddr]) -> Option<IpAddr> {
+    node_ips.iter().find(|ip| ip.is_ipv4()).or(node_ips.first()).copied()
 }
 
 fn read_node(kv: &KeyValue) -> Result<(NodeId, NodeRecord), String> {
@@ -179,12 +186,20 @@ impl Directory for EtcdDirectory {
         self.session.delete(&keys::ip(target));
     }
 
+    fn moved(&self, node_ips: &[IpAddr]) {
+        if let Some(node_ip) = naming(node_ips) {
+            node_ips.clone_into(&mut lock(&self.node_ips));
+            self.identities.store.moved(node_ip);
+        }
+    }
+
     async fn withdraw_leftover_ips(&self) -> Result<usize, String> {
+        let node_ips = lock(&self.node_ips).clone();
         let listed = list(&**self.session.kv(), keys::IPS_PREFIX, PAGE_SIZE, false).await;
         let mut withdrawn = 0;
         for kv in listed.map_err(|error| error.to_string())?.kvs {
             let Ok((_, record)) = read_ip(&kv) else { continue };
-            let is_ours = record.host_ip.is_some_and(|ip| self.config.node_ips.contains(&ip));
+            let is_ours = record.host_ip.is_some_and(|ip| node_ips.contains(&ip));
             if is_ours && self.session.wanted(&kv.key).is_none() {
                 self.session.delete(&kv.key);
                 withdrawn += 1;

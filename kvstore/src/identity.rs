@@ -88,6 +88,8 @@ impl KnownIdentities {
 struct InUse {
     id: IdentityId,
     users: usize,
+    /// The address that its reference is named after.
+    node_ip: IpAddr,
 }
 
 /// Allocates the identities of one cluster for one node.
@@ -96,13 +98,12 @@ pub struct IdentityStore {
     session: Session,
     locks: Locks,
     range: IdentityRange,
-    /// What the references of this node are named after: its IPv4 address, else its IPv6 address.
-    node_ip: IpAddr,
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
 struct State {
+    /// What new references of this node are named after: its IPv4 address, else its IPv6 address.
+    node_ip: IpAddr,
     known: KnownIdentities,
     in_use: BTreeMap<Labels, InUse>,
 }
@@ -111,7 +112,8 @@ impl IdentityStore {
     /// Nothing is known yet; whoever follows the identities tells by [`Self::learn`] and [`Self::forget`].
     #[must_use]
     pub fn new(session: Session, locks: Locks, range: IdentityRange, node_ip: IpAddr) -> Self {
-        Self { session, locks, range, node_ip, state: Arc::default() }
+        let state = State { node_ip, known: KnownIdentities::default(), in_use: BTreeMap::new() };
+        Self { session, locks, range, state: Arc::new(Mutex::new(state)) }
     }
 
     /// An identity was seen.
@@ -210,7 +212,8 @@ impl IdentityStore {
     async fn claim(&self, labels: &Labels, id: IdentityId, held: &Held) -> Result<bool, AllocateError> {
         let master = keys::identity(id);
         let text = labels.canonical();
-        let reference = keys::identity_reference(labels, self.node_ip);
+        let node_ip = lock(&self.state).node_ip;
+        let reference = keys::identity_reference(labels, node_ip);
         let value = id.to_string();
         let put = |key: &str, value: &str, lease| Op::Put { key: key.to_owned(), value: value.into(), lease };
         let exists = |lease| Txn {
@@ -239,7 +242,8 @@ impl IdentityStore {
             if self.done(labels, outcome)?.succeeded {
                 let mut state = lock(&self.state);
                 state.known.insert(id, labels.clone());
-                state.in_use.insert(labels.clone(), InUse { id, users: 1 });
+                state.in_use.insert(labels.clone(), InUse { id, users: 1, node_ip });
+                self.rename(&mut state);
                 return Ok(true);
             }
         }
@@ -268,8 +272,27 @@ impl IdentityStore {
         let Some(in_use) = state.in_use.get_mut(labels) else { return };
         in_use.users = in_use.users.saturating_sub(1);
         if in_use.users == 0 {
+            let node_ip = in_use.node_ip;
             state.in_use.remove(labels);
-            self.session.delete(&keys::identity_reference(labels, self.node_ip));
+            self.session.delete(&keys::identity_reference(labels, node_ip));
+        }
+    }
+
+    /// The node's address is another one: references are named after it. The old ones could become another node's.
+    pub fn moved(&self, node_ip: IpAddr) {
+        let mut state = lock(&self.state);
+        state.node_ip = node_ip;
+        self.rename(&mut state);
+    }
+
+    /// Renames the references that are named after another address than the node's.
+    fn rename(&self, state: &mut State) {
+        let node_ip = state.node_ip;
+        for (labels, in_use) in state.in_use.iter_mut().filter(|(_, in_use)| in_use.node_ip != node_ip) {
+            // The identity is not without a reference in between for long: whoever collects identities looks twice.
+            self.session.put(&keys::identity_reference(labels, node_ip), in_use.id.to_string().as_bytes());
+            self.session.delete(&keys::identity_reference(labels, in_use.node_ip));
+            in_use.node_ip = node_ip;
         }
     }
 
@@ -295,8 +318,9 @@ impl IdentityStore {
             match self.session.kv().txn(txn).await {
                 Outcome::Done(answer) => {
                     if is_other(&answer, &labels) {
-                        lock(&self.state).in_use.remove(&labels);
-                        self.session.delete(&keys::identity_reference(&labels, self.node_ip));
+                        if let Some(in_use) = lock(&self.state).in_use.remove(&labels) {
+                            self.session.delete(&keys::identity_reference(&labels, in_use.node_ip));
+                        }
                         taken.push((id, labels));
                     }
                 }
