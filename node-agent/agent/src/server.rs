@@ -6,7 +6,7 @@ use std::{io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Du
 
 use async_trait::async_trait;
 use basal_cni::{
-    api::{API_VERSION, Ack, AddRequest, AgentError, Answer, Call, DelRequest, Request},
+    api::{API_VERSION, Ack, AddRequest, AgentError, Answer, Attachment, Call, Request},
     frame::{self, FrameError},
 };
 use basal_runtime::{env::SharedEnv, metrics::Timer};
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    endpoint::Endpoints,
+    endpoint::{Added, Endpoints},
     metrics::{AgentMetrics, CallLabels, CommandLabel},
 };
 
@@ -161,8 +161,8 @@ impl Server {
             }
         };
         drop(timer);
-        let result = match added {
-            Ok(result) => result,
+        let added = match added {
+            Ok(added) => added,
             Err(error) => {
                 let answer = Answer::Error(error.into());
                 self.count("add", &answer);
@@ -170,20 +170,20 @@ impl Server {
             }
         };
         let acknowledged = async {
-            send(stream, &Answer::Added(result)).await?;
+            send(stream, &Answer::Added(added.result.clone())).await?;
             let body = within(PATIENCE, receive(stream)).await?;
             let Ack::Received = serde_json::from_slice(&body)?;
             Ok::<_, FrameError>(())
         };
         if let Err(error) = acknowledged.await {
             tracing::warn!(attachment = %request.attachment, %error, "the result of an ADD was not acknowledged; it is undone");
-            self.undo(&request).await;
+            self.undo(&request.attachment, &added).await;
             return Err(error);
         }
-        let answer = match self.endpoints.commit(&request.attachment).await {
+        let answer = match self.endpoints.commit(&request.attachment, &added).await {
             Ok(()) => Answer::Committed,
             Err(error) => {
-                self.undo(&request).await;
+                self.undo(&request.attachment, &added).await;
                 Answer::Error(error.into())
             }
         };
@@ -191,10 +191,9 @@ impl Server {
         send(stream, &answer).await
     }
 
-    async fn undo(&self, request: &AddRequest) {
-        let attachment = request.attachment.clone();
-        if let Err(error) = self.endpoints.del(&DelRequest { attachment }).await {
-            tracing::warn!(attachment = %request.attachment, %error, "the ADD is undone later");
+    async fn undo(&self, attachment: &Attachment, added: &Added) {
+        if let Err(error) = self.endpoints.undo(attachment, added).await {
+            tracing::warn!(%attachment, %error, "the ADD is undone later");
         }
     }
 

@@ -2,7 +2,6 @@
 
 use crate::{
     endpoint::{
-        EndpointsOptions,
         build::endpoint,
         restore::{self, Restored},
         state::State,
@@ -29,10 +28,10 @@ pub(super) fn keep(restored: &mut Restored, state: &mut State) {
 }
 
 /// Puts endpoints from before the restart into the view, so that the first comparison adopts them.
-pub(super) fn put_restored(restored: &Restored, options: &EndpointsOptions, view: &mut View) {
+pub(super) fn put_restored(restored: &Restored, view: &mut View) {
     for slot in restored.kept.values().filter(|slot| slot.connected) {
         let Some(record) = &slot.record else { continue };
-        match endpoint(record, options) {
+        match endpoint(record, view.local()) {
             Ok(endpoint) => view.put_endpoint(slot.id, endpoint),
             Err(error) => {
                 tracing::error!(attachment = %record.attachment, %error, "an endpoint from before the restart")
@@ -40,7 +39,7 @@ pub(super) fn put_restored(restored: &Restored, options: &EndpointsOptions, view
         }
     }
     for (key, (slot, shown)) in &restored.unreadable {
-        match restore::endpoint(key, shown, options) {
+        match restore::endpoint(key, shown, view.local()) {
             Ok(endpoint) => view.put_endpoint(slot.id, endpoint),
             Err(error) => tracing::error!(%key, %error, "an endpoint without a readable record"),
         }

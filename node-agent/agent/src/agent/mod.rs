@@ -21,7 +21,7 @@ use std::{
 };
 
 use basal_cni::api::{Component, ComponentState, NodeReport};
-use basal_crds::{address::AddressType, directory::Directory};
+use basal_crds::directory::Directory;
 use basal_datapath::{
     kernel::{Kernel, Observed},
     names::HOST_DEVICE,
@@ -67,7 +67,7 @@ use crate::{
     journal::{Journal, JournalError},
     metrics::AgentMetrics,
     node::{
-        facts::NodeFacts,
+        facts::{NodeFacts, Underlay},
         registration::OwnAddresses,
         watch::{CiliumNodeFacts, ClaimReport, ClaimWatch, Registration},
     },
@@ -158,10 +158,9 @@ pub struct Agent {
 struct Registered {
     node: Cache<NodeFacts>,
     cilium_node: Cache<CiliumNodeFacts>,
-    facts: NodeFacts,
+    underlay: watch::Sender<Underlay>,
     own: watch::Sender<OwnAddresses>,
     claim: watch::Receiver<ClaimReport>,
-    tunnel_ip: IpAddr,
     guard: Guard,
 }
 
@@ -212,22 +211,20 @@ impl Agent {
         registered.own.send_replace(own);
 
         let plan = self.node_plan(&registered, own, &observed)?;
-        let options = EndpointsOptions {
-            routers: plan.routers,
-            device_mtu: plan.device_mtu,
-            route_mtu: plan.route_mtu(),
-            host_ip: registered.tunnel_ip,
-            boot_id: self.boot_id.clone(),
-        };
+        let underlay = registered.underlay.borrow().clone();
+        let options = EndpointsOptions { host_ip: underlay.tunnel_ip, boot_id: self.boot_id.clone() };
         let key = (self.settings.cluster.name().clone(), self.settings.node.clone());
         let mut view = View::new(key, plan, NodeIds::restore(routine::node_ids(&observed)));
-        adopt::put_restored(&restored, &options, &mut view);
+        if self.settings.mtu.is_none() {
+            view.take_mtu_of(underlay.tunnel_ip);
+        }
+        adopt::put_restored(&restored, &mut view);
 
         let EtcdSettings { options: kvstore, leases } = &self.settings.etcd;
         let session = Session::start(Arc::clone(&self.ports.env), Arc::clone(&self.ports.kv), *leases);
         let config = DirectoryConfig {
             cluster: self.settings.cluster.clone(),
-            node_ips: registered.facts.addresses.iter().map(|address| address.ip).collect(),
+            node_ips: underlay.ips(),
             page_size: kvstore.page_size,
         };
         let directory: Arc<dyn Directory> = Arc::new(EtcdDirectory::start(session.clone(), config)?);
@@ -270,7 +267,7 @@ impl Agent {
         let policies = Policies::default();
         let watched = policies.watch(&self.ports.env, &self.ports.objects, &events, &self.metrics, &self.stop);
         drop(watched);
-        self.spawn_publishers(&directory, &endpoints, pods, registered.tunnel_ip);
+        self.spawn_publishers(&directory, &endpoints, pods, registered.underlay.subscribe());
         self.until_stopped(endpoints.adopt(&restored)).await?;
         match directory.withdraw_leftover_ips().await {
             Ok(0) => {}
@@ -290,6 +287,7 @@ impl Agent {
             identities: known,
             policies,
             node: self.node_report(&registered, own),
+            underlay: registered.underlay.subscribe(),
         };
         let queue = self.settings.cni.state_dir.join("deleteQueue");
         let socket = self.settings.cni.state_dir.join("basal.sock");
@@ -317,6 +315,8 @@ impl Agent {
             reports,
             claim: registered.claim,
             node: registered.node,
+            underlay: registered.underlay,
+            directory,
             podcidr: registered.guard,
             datapath_guard: guards.0,
             metrics: self.metrics.clone(),
@@ -399,13 +399,9 @@ impl Agent {
 
         let cached = node.get(&ObjectKey::cluster(name.clone()));
         let facts = cached.as_ref().and_then(|cached| cached.valid()).cloned();
-        let facts = facts.ok_or_else(|| AgentError::NoAddress(name.clone()))?;
-        let v4 = facts.node_ip(Family::V4).filter(|_| self.settings.families.contains(&Family::V4));
-        let tunnel_ip = v4
-            .or_else(|| facts.node_ip(Family::V6))
-            .or_else(|| facts.node_ip(Family::V4))
-            .ok_or(AgentError::NoAddress(name))?;
-        Ok(Registered { node, cilium_node, facts, own, claim, tunnel_ip, guard })
+        let underlay = facts.and_then(|facts| facts.underlay(&self.settings.families));
+        let underlay = underlay.ok_or(AgentError::NoAddress(name))?;
+        Ok(Registered { node, cilium_node, underlay: watch::Sender::new(underlay), own, claim, guard })
     }
 
     /// Router and health addresses: those that the kernel holds, or else new ones.
@@ -435,17 +431,17 @@ impl Agent {
         own: OwnAddresses,
         observed: &Observed,
     ) -> Result<NodePlan, AgentError> {
-        let (_, device) =
-            observed.device_with(registered.tunnel_ip).ok_or(AgentError::NoDevice(registered.tunnel_ip))?;
+        let underlay = registered.underlay.borrow();
+        let (_, device) = observed.device_with(underlay.tunnel_ip).ok_or(AgentError::NoDevice(underlay.tunnel_ip))?;
         let claim = registered.claim.borrow();
         let keys = &self.settings.datapath;
         let has = |family| self.settings.families.contains(&family);
         Ok(NodePlan {
             routers: Routers { v4: own.router.v4, v6: own.router.v6 },
             local_cidrs: claim.confirmed.iter().chain(&claim.lost).map(ipnet_of).collect(),
-            node_ips: registered.facts.addresses.iter().map(|address| address.ip).collect(),
+            node_ips: underlay.ips(),
             device_mtu: self.settings.mtu.unwrap_or(device.mtu),
-            underlay_ipv6: registered.tunnel_ip.is_ipv6(),
+            underlay_ipv6: underlay.tunnel_ip.is_ipv6(),
             tunnel_port: self.settings.tunnel_port,
             remote_nodes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -466,7 +462,7 @@ impl Agent {
         Ok(Pods { pods, namespaces })
     }
 
-    fn spawn_publishers(&mut self, directory: &Arc<dyn Directory>, endpoints: &Endpoints, pods: Pods, node_ip: IpAddr) {
+    fn spawn_publishers(&mut self, directory: &Arc<dyn Directory>, endpoints: &Endpoints, pods: Pods, underlay: watch::Receiver<Underlay>) {
         let identities = Identities {
             env: Arc::clone(&self.ports.env),
             directory: Arc::clone(directory),
@@ -482,22 +478,22 @@ impl Agent {
             objects: Arc::clone(&self.ports.objects),
             endpoints: endpoints.clone(),
             pods: pods.pods,
-            node_ip,
+            underlay,
             metrics: self.metrics.clone(),
         };
         self.spawn("ciliumendpoints", publisher.run(self.stop.clone()));
     }
 
     fn node_report(&self, registered: &Registered, own: OwnAddresses) -> NodeReport {
-        let internal = registered.facts.addresses.iter().filter(|address| address.kind == AddressType::InternalIp);
         NodeReport {
             cluster: self.settings.cluster.name().to_string(),
             name: self.settings.node.to_string(),
             local: true,
-            internal_ips: internal.map(|address| address.ip).collect(),
+            // These may change.
+            internal_ips: Vec::new(),
             router_ips: own.router.iter().collect(),
             pod_cidrs: registered.claim.borrow().confirmed.iter().map(ipnet_of).collect(),
-            tunnel_endpoint: Some(registered.tunnel_ip),
+            tunnel_endpoint: None,
         }
     }
 }

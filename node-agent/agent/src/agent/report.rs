@@ -18,7 +18,7 @@ use super::pump::KnownIdentities;
 use crate::{
     config::Settings,
     endpoint::Endpoints,
-    node::watch::ClaimReport,
+    node::{facts::Underlay, watch::ClaimReport},
     policy::Policies,
     server::Reports,
     sync::{Datapath, SyncReport},
@@ -46,8 +46,10 @@ pub struct AgentReports {
     pub identities: KnownIdentities,
     /// The policies.
     pub policies: Policies,
-    /// This node, as it is registered.
+    /// This node, without its addresses.
     pub node: NodeReport,
+    /// Its addresses.
+    pub underlay: watch::Receiver<Underlay>,
 }
 
 #[async_trait]
@@ -151,7 +153,12 @@ impl AgentReports {
             };
             view.nodes().values().map(report).collect::<Vec<_>>()
         });
-        let mut nodes = vec![self.node.clone()];
+        let underlay = self.underlay.borrow().clone();
+        let mut nodes = vec![NodeReport {
+            internal_ips: of_kind(&underlay.addresses, &AddressType::InternalIp),
+            tunnel_endpoint: Some(underlay.tunnel_ip),
+            ..self.node.clone()
+        }];
         nodes.extend(others.await.unwrap_or_default());
         nodes
     }

@@ -6,7 +6,8 @@ use basal_cni::{
     api::{Component, ComponentState},
     delete_queue::{Consumer, QueueError},
 };
-use basal_datapath::{kernel::Observed, rows::MapId};
+use basal_crds::directory::Directory;
+use basal_datapath::{kernel::Observed, plan::NodePlan, rows::MapId};
 use basal_kvstore::{
     lock::Locks,
     session::Session,
@@ -16,7 +17,7 @@ use basal_maps::{
     node::{NodeKey, NodeValue},
     tunnel::TunnelKey,
 };
-use basal_objects::cache::Cache;
+use basal_objects::{cache::Cache, object::ObjectKey};
 use basal_runtime::{readiness::Guard, sync::lock};
 use futures::{FutureExt, select_biased};
 use ipnet::IpNet;
@@ -32,7 +33,10 @@ use crate::{
     endpoint::Endpoints,
     install::{self, InstallError},
     metrics::{AgentMetrics, FamilyLabel},
-    node::{facts::NodeFacts, watch::ClaimReport},
+    node::{
+        facts::{NodeFacts, Underlay},
+        watch::ClaimReport,
+    },
     sync::{Datapath, SyncReport},
 };
 
@@ -128,8 +132,12 @@ pub struct Routine {
     pub reports: Arc<AgentReports>,
     /// The claim.
     pub claim: watch::Receiver<ClaimReport>,
-    /// The Node: its watch tells how the API server is.
+    /// The Node: its watch tells how the API server is, and where this node is.
     pub node: Cache<NodeFacts>,
+    /// The node's addresses, as everybody who follows them is told.
+    pub underlay: watch::Sender<Underlay>,
+    /// Where records name this node by its addresses.
+    pub directory: Arc<dyn Directory>,
     /// Readiness: the claim.
     pub podcidr: Guard,
     /// Readiness: the datapath.
@@ -148,7 +156,9 @@ impl Routine {
 
     async fn follow(&mut self) {
         let mut sync = self.datapath.report();
+        let node = self.node.subscribe();
         loop {
+            self.follow_node().await;
             let claim = self.claim.borrow_and_update().clone();
             self.follow_claim(claim).await;
             let report = sync.borrow_and_update().clone();
@@ -162,9 +172,36 @@ impl Routine {
             select_biased! {
                 changed = self.claim.changed().fuse() => if changed.is_err() { return },
                 changed = sync.changed().fuse() => if changed.is_err() { return },
+                _ = node.next().fuse() => {}
                 () = tokio::time::sleep(INTERVAL).fuse() => {}
             }
         }
+    }
+
+    /// The Node says other addresses than before: the datapath, records and objects follow. A Node without addresses, or
+    /// without an object, changes nothing: the kubelet is about to write it.
+    async fn follow_node(&self) {
+        let settings = &self.reports.settings;
+        let cached = self.node.get(&ObjectKey::cluster(settings.node.to_string()));
+        let facts = cached.as_ref().and_then(|cached| cached.valid());
+        let Some(underlay) = facts.and_then(|facts| facts.underlay(&settings.families)) else { return };
+        if *self.underlay.borrow() == underlay {
+            return;
+        }
+        tracing::info!(?underlay, "the node's addresses are others");
+        self.underlay.send_replace(underlay.clone());
+        let Underlay { tunnel_ip, .. } = underlay;
+        let (node_ips, follow_mtu) = (underlay.ips(), settings.mtu.is_none());
+        self.directory.moved(&underlay.ips::<Vec<_>>());
+        self.datapath
+            .edit(move |view| {
+                view.set_local(NodePlan { node_ips, underlay_ipv6: tunnel_ip.is_ipv6(), ..view.local().clone() });
+                if follow_mtu {
+                    view.take_mtu_of(tunnel_ip);
+                }
+            })
+            .await;
+        self.endpoints.moved(tunnel_ip);
     }
 
     async fn follow_claim(&self, claim: ClaimReport) {

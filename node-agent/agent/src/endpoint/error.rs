@@ -1,11 +1,13 @@
 //! Why an endpoint could not be added or removed.
 
 use basal_cni::api::{AgentError, Attachment};
-use basal_datapath::names::IfNameError;
 use basal_runtime::reason::Reason;
 
 use super::state::ReserveError;
-use crate::{journal::JournalError, sync::AttachError};
+use crate::{
+    journal::JournalError,
+    sync::{AttachError, Failure},
+};
 
 /// Why an endpoint could not be added or removed.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +30,6 @@ pub enum AddError {
     /// The datapath refused.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The interface's name inside the container is none.
-    #[error(transparent)]
-    Name(#[from] IfNameError),
     /// A removal was asked for while the ADD was under way.
     #[error("{0} was deleted while it was being added")]
     Overtaken(Attachment),
@@ -44,7 +43,6 @@ impl AddError {
         const ADDRESS: Reason = Reason::new("NoAddress");
         const GIVEN_UP: Reason = Reason::new("RuntimeGaveUp");
         const JOURNAL: Reason = Reason::new("JournalUnwritable");
-        const NAME: Reason = Reason::new("InterfaceNameInvalid");
         const OVERTAKEN: Reason = Reason::new("DeletedMeanwhile");
         match self {
             Self::Refused(_) => REFUSED,
@@ -52,7 +50,6 @@ impl AddError {
             Self::GivenUp(_) => GIVEN_UP,
             Self::Journal(_) | Self::JournalUnknown(_) => JOURNAL,
             Self::Attach(error) => error.reason(),
-            Self::Name(_) => NAME,
             Self::Overtaken(_) => OVERTAKEN,
         }
     }
@@ -65,11 +62,13 @@ impl From<AddError> for AgentError {
             AddError::Reserve(refusal) if !refusal.is_temporary() => {
                 Self::Invalid { field: "runtimeConfig.ips".to_owned(), message }
             }
-            AddError::Name(_) => Self::Invalid { field: "CNI_IFNAME".to_owned(), message },
+            AddError::Attach(AttachError::Name(_)) => Self::Invalid { field: "CNI_IFNAME".to_owned(), message },
             AddError::Refused(_) | AddError::GivenUp(_) | AddError::Reserve(_) | AddError::Overtaken(_) => {
                 Self::TryAgain { message }
             }
-            AddError::Attach(AttachError::Refused(refusal)) if !refusal.is_retryable() => Self::Failed { message },
+            AddError::Attach(AttachError::Change(Failure::Refused(refusal))) if !refusal.is_retryable() => {
+                Self::Failed { message }
+            }
             AddError::Journal(_) | AddError::JournalUnknown(_) | AddError::Attach(_) => Self::TryAgain { message },
         }
     }

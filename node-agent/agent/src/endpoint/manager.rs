@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    build::{EndpointsOptions, endpoint, result},
+    build::{endpoint, result},
     error::AddError,
     record::{EndpointId, EndpointRecord, Phase},
     restore::Restored,
@@ -35,7 +36,7 @@ use crate::{
     identity::labels,
     journal::{Journal, JournalError, JournalKey},
     mac::MacAddr,
-    sync::Datapath,
+    sync::{AttachError, Datapath, Differences},
 };
 
 /// How long an ADD that waits for an address looks again without being told: a rest that ends tells nobody.
@@ -52,6 +53,24 @@ pub struct PodDetails {
     pub named_ports: Vec<NamedPort>,
 }
 
+/// What a start says of the node.
+#[derive(Debug, Clone)]
+pub struct EndpointsOptions {
+    /// The address that other nodes tunnel to; ip records name it. See [`Endpoints::moved`].
+    pub host_ip: IpAddr,
+    /// The boot that this is.
+    pub boot_id: String,
+}
+
+/// An endpoint that was added for somebody, and is not committed yet.
+#[derive(Debug, Clone)]
+pub struct Added {
+    /// What to tell the runtime.
+    pub result: AddResult,
+    /// Tells it from the endpoint of another ADD for the same container.
+    id: EndpointId,
+}
+
 /// All endpoints of this node.
 #[derive(Clone)]
 pub struct Endpoints {
@@ -63,7 +82,8 @@ struct Inner {
     journal: Arc<dyn Journal>,
     directory: Arc<dyn Directory>,
     datapath: Datapath,
-    options: EndpointsOptions,
+    boot_id: String,
+    host_ip: Mutex<IpAddr>,
     began: Instant,
     state: Mutex<State>,
     details: Mutex<BTreeMap<JournalKey, PodDetails>>,
@@ -96,7 +116,8 @@ impl Endpoints {
             journal,
             directory,
             datapath,
-            options,
+            boot_id: options.boot_id,
+            host_ip: Mutex::new(options.host_ip),
             began,
             state: Mutex::new(state),
             details: Mutex::default(),
@@ -129,20 +150,32 @@ impl Endpoints {
     /// Says which blocks addresses come from, which were this node's and are no more, and why no new pods are served if
     /// that is so. Records of addresses in lost blocks are withdrawn, and come back when the blocks do.
     pub fn serve(&self, confirmed: &BTreeSet<PodCidr>, lost: BTreeSet<PodCidr>, problem: Option<String>) {
-        let announced: Vec<_> = {
-            let mut state = lock(&self.inner.state);
-            state.serve(confirmed);
-            let announced = state.iter().filter(|(_, slot)| slot.announced);
-            announced.filter_map(|(key, slot)| Some((key.clone(), slot.record.clone()?))).collect()
-        };
+        lock(&self.inner.state).serve(confirmed);
         *lock(&self.inner.problem) = problem;
         let before = std::mem::replace(&mut *lock(&self.inner.lost), lost.clone());
         if before != lost {
-            for (key, record) in announced {
-                self.announce(&key, &record);
-            }
+            self.announce_again();
         }
         self.inner.freed.notify_waiters();
+    }
+
+    /// Other nodes tunnel to another address from now on: the records name that one.
+    pub fn moved(&self, host_ip: IpAddr) {
+        let before = std::mem::replace(&mut *lock(&self.inner.host_ip), host_ip);
+        if before != host_ip {
+            self.announce_again();
+        }
+    }
+
+    /// Publishes the records of all endpoints whose records are published.
+    fn announce_again(&self) {
+        let announced: Vec<_> = self.read(|state| {
+            let announced = state.iter().filter(|(_, slot)| slot.announced);
+            announced.filter_map(|(key, slot)| Some((key.clone(), slot.record.clone()?))).collect()
+        });
+        for (key, record) in announced {
+            self.announce(&key, &record);
+        }
     }
 
     /// Finishes what a start found: removes what is to be removed, announces what lives on.
@@ -167,7 +200,7 @@ impl Endpoints {
     ///
     /// # Errors
     /// See [`AddError`]; nothing is left behind then, or is left to [`Endpoints::sweep`].
-    pub async fn add(&self, request: &AddRequest, given_up: &CancellationToken) -> Result<AddResult, AddError> {
+    pub async fn add(&self, request: &AddRequest, given_up: &CancellationToken) -> Result<Added, AddError> {
         let key = JournalKey::of(&request.attachment);
         let _turn = self.turn(&key).await;
         if self.read(|state| state.get(&key).is_some()) {
@@ -187,7 +220,7 @@ impl Endpoints {
             identity: IdentityId::INIT,
             labels: labels::reserved("init").map(|labels| labels.canonical()).unwrap_or_default(),
             phase: Phase::Adding,
-            boot_id: self.inner.options.boot_id.clone(),
+            boot_id: self.inner.boot_id.clone(),
         };
         let slot = Slot {
             id,
@@ -207,8 +240,9 @@ impl Endpoints {
         if added.is_ok() && given_up.is_cancelled() {
             added = Err(AddError::GivenUp("the datapath was being set up".to_owned()));
         }
-        match added {
-            Ok(()) => Ok(result(&record, &self.inner.options)),
+        let node = self.inner.datapath.look(|view| view.local().clone()).await;
+        match added.and_then(|()| node.ok_or(AttachError::Ending.into())) {
+            Ok(node) => Ok(Added { result: result(&record, &node), id }),
             Err(error) => {
                 tracing::warn!(attachment = %request.attachment, %error, "ADD is undone");
                 if let Err(again) = self.run(&key, Phase::Removing).await {
@@ -222,12 +256,13 @@ impl Endpoints {
     /// The runtime has the result.
     ///
     /// # Errors
-    /// The endpoint was removed meanwhile, or the journal cannot be written.
-    pub async fn commit(&self, attachment: &Attachment) -> Result<(), AddError> {
+    /// The endpoint was removed meanwhile, or another ADD made it anew, or the journal cannot be written.
+    pub async fn commit(&self, attachment: &Attachment, added: &Added) -> Result<(), AddError> {
         let key = JournalKey::of(attachment);
         let _turn = self.turn(&key).await;
         let adding = self.read(|state| {
-            state.get(&key).and_then(|slot| slot.record.as_ref()).is_some_and(|record| record.phase == Phase::Adding)
+            let record = state.get(&key).and_then(|slot| slot.record.as_ref());
+            record.is_some_and(|record| record.phase == Phase::Adding && record.id == added.id)
         });
         if !adding {
             return Err(AddError::Overtaken(attachment.clone()));
@@ -235,7 +270,20 @@ impl Endpoints {
         self.run(&key, Phase::Committed).await
     }
 
-    /// DEL, and the end of an ADD whose result was not acknowledged.
+    /// The end of an ADD whose result was not acknowledged. What another ADD made in its place stays.
+    ///
+    /// # Errors
+    /// See [`AddError`]; [`Endpoints::sweep`] goes on with it.
+    pub async fn undo(&self, attachment: &Attachment, added: &Added) -> Result<(), AddError> {
+        let key = JournalKey::of(attachment);
+        let _turn = self.turn(&key).await;
+        if self.read(|state| state.get(&key).is_none_or(|slot| slot.id != added.id)) {
+            return Ok(());
+        }
+        self.run(&key, Phase::Removing).await
+    }
+
+    /// DEL.
     ///
     /// # Errors
     /// See [`AddError`]; [`Endpoints::sweep`] goes on with it.
@@ -287,11 +335,17 @@ impl Endpoints {
         if !connected {
             return damaged(format!("the interface {key} of endpoint {id} is gone"));
         }
-        match self.inner.datapath.verify(id).await {
-            Ok(differences) if differences.is_empty() => Ok(()),
-            Ok(differences) => damaged(format!("endpoint {id}: {}; the agent mends it", differences.join(", "))),
-            Err(error) => Err(AgentError::TryAgain { message: error.to_string() }),
+        let verified = self.inner.datapath.verify(id, Path::new(&request.netns)).await;
+        let Differences { host, pod } =
+            verified.map_err(|error| AgentError::TryAgain { message: error.to_string() })?;
+        let mut parts = Vec::new();
+        if !host.is_empty() {
+            parts.push(format!("{}; the agent mends it", host.join(", ")));
         }
+        if !pod.is_empty() {
+            parts.push(format!("{}; a new pod in its place has it right", pod.join(", ")));
+        }
+        if parts.is_empty() { Ok(()) } else { damaged(format!("endpoint {id}: {}", parts.join(". "))) }
     }
 
     /// Goes on with removals that failed.
@@ -473,7 +527,8 @@ impl Endpoints {
                 }
             }
             (Step::Connect, Some(record)) => {
-                self.inner.datapath.attach(record.id, endpoint(record, &self.inner.options)?).await?;
+                let wanted = record.clone();
+                self.inner.datapath.attach(record.id, move |node| endpoint(&wanted, node)).await?;
                 change(|slot| slot.connected = true);
             }
             (Step::Announce, Some(record)) => self.announce(key, record),
@@ -526,12 +581,13 @@ impl Endpoints {
     fn announce(&self, key: &JournalKey, record: &EndpointRecord) {
         let details = lock(&self.inner.details).get(key).cloned().unwrap_or_default();
         let lost = lock(&self.inner.lost).clone();
+        let host_ip = *lock(&self.inner.host_ip);
         for ip in record.addresses.iter() {
             if lost.iter().any(|block| block.contains_address(ip)) {
                 self.inner.directory.withdraw_ip(IpTarget::Host(ip));
                 continue;
             }
-            let mut out = IpRecord::new(IpTarget::Host(ip), self.inner.options.host_ip, record.identity);
+            let mut out = IpRecord::new(IpTarget::Host(ip), host_ip, record.identity);
             if let Some(pod) = &record.pod {
                 out.namespace.clone_from(&pod.namespace);
                 out.pod_name.clone_from(&pod.name);

@@ -8,6 +8,5 @@ pub mod restore;
 pub mod state;
 pub mod step;
 
-pub use build::EndpointsOptions;
 pub use error::AddError;
-pub use manager::Endpoints;
+pub use manager::{Added, Endpoints, EndpointsOptions};

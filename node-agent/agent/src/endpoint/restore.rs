@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 use basal_datapath::{
     kernel::Observed,
     names::{IfName, IfNameError},
-    plan::Endpoint,
+    plan::{Endpoint, NodePlan},
     rows::MapId,
     state::{PodAddress, PodSide},
 };
@@ -13,7 +13,6 @@ use basal_maps::endpoint::{EndpointInfo, EndpointKey};
 use zerocopy::FromBytes as _;
 
 use super::{
-    EndpointsOptions,
     record::{Addresses, EndpointId, Phase},
     state::{Slot, by_family},
 };
@@ -66,8 +65,8 @@ pub fn shown(observed: &Observed, interface: &str) -> Option<Shown> {
 ///
 /// # Errors
 /// The interface's name is none.
-pub fn endpoint(key: &JournalKey, shown: &Shown, options: &EndpointsOptions) -> Result<Endpoint, IfNameError> {
-    let address = |ip| Some(PodAddress { ip, gateway: options.routers.for_family_of(ip)? });
+pub fn endpoint(key: &JournalKey, shown: &Shown, node: &NodePlan) -> Result<Endpoint, IfNameError> {
+    let address = |ip| Some(PodAddress { ip, gateway: node.routers.for_family_of(ip)? });
     Ok(Endpoint {
         link: IfName::new(key.as_str())?,
         pod: PodSide {
@@ -76,7 +75,7 @@ pub fn endpoint(key: &JournalKey, shown: &Shown, options: &EndpointsOptions) -> 
             mac: shown.mac.0,
             host_mac: shown.host_mac.0,
             addresses: shown.addresses.iter().filter_map(address).collect(),
-            route_mtu: options.route_mtu,
+            route_mtu: node.route_mtu(),
         },
         identity: shown.identity,
     })

@@ -20,6 +20,22 @@ pub struct NodeFacts {
     pub addresses: Vec<NodeAddress>,
 }
 
+/// How other nodes reach this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Underlay {
+    /// The node's addresses.
+    pub addresses: Vec<NodeAddress>,
+    /// The one that they tunnel to.
+    pub tunnel_ip: IpAddr,
+}
+
+impl Underlay {
+    /// All addresses.
+    pub fn ips<T: FromIterator<IpAddr>>(&self) -> T {
+        self.addresses.iter().map(|address| address.ip).collect()
+    }
+}
+
 impl NodeFacts {
     /// Reads a Node; for a cache.
     ///
@@ -45,10 +61,14 @@ impl NodeFacts {
         })
     }
 
-    /// The node's address of a family.
+    /// How other nodes reach this one, which gives pods addresses of these families; `None` when it has no address. They
+    /// tunnel over IPv4, unless there is none or pods have only IPv6.
     #[must_use]
-    pub fn node_ip(&self, family: Family) -> Option<IpAddr> {
-        node_ip(&self.addresses, family)
+    pub fn underlay(&self, families: &[Family]) -> Option<Underlay> {
+        let of = |family| node_ip(&self.addresses, family);
+        let v4 = of(Family::V4).filter(|_| families.contains(&Family::V4));
+        let tunnel_ip = v4.or_else(|| of(Family::V6)).or_else(|| of(Family::V4))?;
+        Some(Underlay { addresses: self.addresses.clone(), tunnel_ip })
     }
 }
 
@@ -68,7 +88,10 @@ mod tests {
         ]}});
         let facts = NodeFacts::parse(&Object(node)).unwrap();
         assert_eq!(facts.addresses.len(), 3);
-        assert_eq!(facts.node_ip(Family::V6), "fc00::2".parse().ok());
+        let tunnel_ip = |families: &[Family]| facts.underlay(families).unwrap().tunnel_ip.to_string();
+        assert_eq!(tunnel_ip(&[Family::V4, Family::V6]), "172.18.0.2");
+        assert_eq!(tunnel_ip(&[Family::V6]), "fc00::2");
+        assert_eq!(NodeFacts { addresses: Vec::new(), ..facts.clone() }.underlay(&[Family::V4]), None);
         assert_eq!((facts.name.as_str(), facts.uid.as_str(), facts.labels["a"].as_str()), ("n1", "u1", "b"));
     }
 

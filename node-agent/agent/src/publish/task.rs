@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -20,12 +19,14 @@ use basal_runtime::{
     sync::lock,
 };
 use futures::{FutureExt, StreamExt, select_biased, stream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::object::{Shown, Step, attachment_id, plan};
 use crate::{
     endpoint::{Endpoints, record::Phase},
     metrics::AgentMetrics,
+    node::facts::Underlay,
     pods::{PodInfo, pod_key},
 };
 
@@ -43,8 +44,8 @@ pub struct Publisher {
     pub endpoints: Endpoints,
     /// The pods of this node.
     pub pods: Cache<PodInfo>,
-    /// The node's address.
-    pub node_ip: IpAddr,
+    /// The node's addresses.
+    pub underlay: watch::Receiver<Underlay>,
     /// What is counted.
     pub metrics: AgentMetrics,
 }
@@ -77,8 +78,10 @@ impl Publisher {
     async fn feed(&self, queue: &Queue<ObjectKey>, memory: &Mutex<Memory>) {
         let mut endpoints = self.endpoints.changes();
         let pods = self.pods.subscribe();
+        let mut underlay = self.underlay.clone();
         loop {
             endpoints.mark_unchanged();
+            underlay.mark_unchanged();
             let wanted = self.wanted();
             let changed: Vec<ObjectKey> = {
                 let mut memory = lock(memory);
@@ -103,6 +106,7 @@ impl Publisher {
             }
             select_biased! {
                 changed = endpoints.changed().fuse() => if changed.is_err() { return },
+                changed = underlay.changed().fuse() => if changed.is_err() { return },
                 _ = pods.next().fuse() => {}
             }
         }
@@ -116,6 +120,7 @@ impl Publisher {
             };
             state.iter().filter_map(|(key, slot)| Some((key.clone(), committed(slot)?, slot.state_text()))).collect()
         });
+        let node_ip = self.underlay.borrow().tunnel_ip;
         let mut wanted = BTreeMap::new();
         for (key, record, state) in records {
             let Some(pod) = &record.pod else { continue };
@@ -124,7 +129,7 @@ impl Publisher {
             let Some(info) = cached.as_ref().and_then(|cached| cached.valid()) else { continue };
             if info.is(pod) {
                 let details = self.endpoints.details(&key);
-                let shown = Shown { record, state, pod_uid: info.uid.clone(), details, node_ip: self.node_ip };
+                let shown = Shown { record, state, pod_uid: info.uid.clone(), details, node_ip };
                 wanted.insert(object_key, shown);
             }
         }

@@ -29,22 +29,29 @@ pub struct Core {
     known: Observed,
     /// The ipcache rows of the base, as last desired: the overlay's stand where these have none.
     base_rows: Map,
+    /// Interfaces that are being made: what there is of them is not looked at.
+    making: BTreeSet<IfName>,
+    /// Interfaces whose pods' ends are to be brought up to date. The kernel's answer does not show what is there.
+    outdated: BTreeSet<IfName>,
 }
 
 /// What one comparison of everything gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FullPass {
     /// The changes, in order.
     pub ops: Vec<Op>,
     /// Endpoints whose interface is gone; they are no longer in the view.
     pub lost: Vec<EndpointId>,
+    /// The MTU of the node's device, when it is another one than before.
+    pub mtu: Option<u32>,
 }
 
 impl Core {
     /// Starts from what the kernel holds.
     #[must_use]
     pub fn new(view: View, observed: Observed) -> Self {
-        Self { view, known: observed, base_rows: Map::new() }
+        let (making, outdated) = (BTreeSet::new(), BTreeSet::new());
+        Self { view, known: observed, base_rows: Map::new(), making, outdated }
     }
 
     /// What the kernel is believed to hold.
@@ -58,6 +65,21 @@ impl Core {
         self.known.devices.insert(name, device);
     }
 
+    /// Follows the MTU of the node's device, as far as the devices are known; answers it when it is another one.
+    pub fn follow_mtu(&mut self) -> Option<u32> {
+        self.view.saw_devices(&self.known)
+    }
+
+    /// An interface is being made, beside the ops of this core.
+    pub fn making(&mut self, name: IfName) {
+        self.making.insert(name);
+    }
+
+    /// Nobody is at work on the interface any more.
+    pub fn made(&mut self, name: &IfName) {
+        self.making.remove(name);
+    }
+
     /// The interface that an endpoint needs.
     #[must_use]
     pub fn link_of(&self, endpoint: &Endpoint) -> Link {
@@ -68,15 +90,21 @@ impl Core {
     /// Everything that differs from what was just read.
     pub fn full(&mut self, observed: Observed) -> FullPass {
         self.known = observed;
+        for name in self.making.clone() {
+            self.forget(&name);
+        }
+        let mtu = self.follow_mtu();
         let gone = |endpoint: &Endpoint| !self.known.devices.contains_key(&endpoint.link);
         let lost: Vec<_> =
             self.view.endpoints().iter().filter(|(_, endpoint)| gone(endpoint)).map(|(id, _)| *id).collect();
         for id in &lost {
             self.view.remove_endpoint(*id);
         }
-        self.view.take_changes();
+        let changes = self.view.take_changes();
         let desired = self.desired();
-        FullPass { ops: diff(&desired, &self.known.state), lost }
+        let mut ops = diff(&desired, &self.known.state);
+        self.update_pods(&changes, &mut ops);
+        FullPass { ops, lost, mtu }
     }
 
     /// What some changes lead to.
@@ -103,9 +131,12 @@ impl Core {
             }
             if base_ops.iter().any(|op| matches!(op, Op::LoadPrograms { .. })) {
                 // Fresh maps are filled from the op: it needs every row.
-                return diff(&self.desired(), &self.known.state);
+                base_ops = diff(&self.desired(), &self.known.state);
+                self.update_pods(changes, &mut base_ops);
+                return base_ops;
             }
         }
+        self.update_pods(changes, &mut base_ops);
         let Some(held) = self.known.state.maps.get(&MapId::Ipcache) else { return base_ops };
         let (mut puts, mut deletes) = (Vec::new(), Vec::new());
         for key in touched {
@@ -129,6 +160,18 @@ impl Core {
         puts.into_iter().chain(base_ops).chain(deletes).collect()
     }
 
+    /// Adds what brings the pods' ends up to date, for pods that no other op does that for.
+    fn update_pods(&mut self, changes: &Changes, ops: &mut Vec<Op>) {
+        let endpoints = self.view.endpoints();
+        let changed = changes.pods.iter().filter_map(|id| endpoints.get(id));
+        self.outdated.extend(changed.map(|endpoint| endpoint.link.clone()));
+        for endpoint in endpoints.values().filter(|endpoint| self.outdated.contains(&endpoint.link)) {
+            if !ops.iter().any(|op| matches!(op, Op::SetLink(name, _) if *name == endpoint.link)) {
+                ops.push(Op::SetLink(endpoint.link.clone(), self.link_of(endpoint)));
+            }
+        }
+    }
+
     /// Everything that the node should have.
     fn desired(&mut self) -> NodeState {
         let mut desired = self.view.base().desired(&self.known);
@@ -146,20 +189,17 @@ impl Core {
         let state = &mut self.known.state;
         match op {
             Op::SetSysctl(key, value) => drop(state.sysctls.insert(key.clone(), value.clone())),
-            Op::SetLink(name, link) => drop(state.links.insert(name.clone(), link.clone())),
+            Op::SetLink(name, link) => {
+                state.links.insert(name.clone(), link.clone());
+                self.outdated.remove(name);
+            }
             Op::DeleteLink(name) => {
                 let peer = match state.links.remove(name) {
                     Some(Link { kind: LinkKind::Veth { peer }, .. }) => Some(peer),
                     _ => None,
                 };
                 for name in peer.iter().chain([name]) {
-                    state.links.remove(name);
-                    self.known.devices.remove(name);
-                    // What hangs on a device goes with it.
-                    state.addresses.retain(|address| address.link != *name);
-                    state.routes.retain(|key, _| key.link != *name);
-                    state.hooks.retain(|hook, _| hook.link() != Some(name));
-                    state.sysctls.retain(|key, _| key.device_name() != Some(name.as_str()));
+                    self.forget(name);
                 }
             }
             Op::AddAddress(address) => drop(state.addresses.insert(address.clone())),
@@ -186,6 +226,20 @@ impl Core {
             Op::SetNft(name, table) => drop(state.nft.insert(name.clone(), table.clone())),
             Op::DeleteNft(name) => drop(state.nft.remove(name)),
         }
+    }
+}
+
+impl Core {
+    /// A device is gone, or is not ours to look at now; what hangs on it goes with it.
+    fn forget(&mut self, name: &IfName) {
+        let state = &mut self.known.state;
+        state.links.remove(name);
+        self.known.devices.remove(name);
+        self.outdated.remove(name);
+        state.addresses.retain(|address| address.link != *name);
+        state.routes.retain(|key, _| key.link != *name);
+        state.hooks.retain(|hook, _| hook.link() != Some(name));
+        state.sysctls.retain(|key, _| key.device_name() != Some(name.as_str()));
     }
 }
 
@@ -279,7 +333,7 @@ mod tests {
             let ops = core.full(core.known.clone()).ops;
             carry_out(core, &ops);
         }
-        assert_eq!(core.full(core.known.clone()), FullPass { ops: vec![], lost: vec![] });
+        assert_eq!(core.full(core.known.clone()), FullPass::default());
     }
 
     fn attach(core: &mut Core, id: u16, endpoint: Endpoint) {
@@ -367,7 +421,7 @@ mod tests {
                 let ops = core.delta(&changes);
                 carry_out(&mut core, &ops);
                 let pass = core.full(core.known.clone());
-                prop_assert_eq!(pass, FullPass { ops: vec![], lost: vec![] });
+                prop_assert_eq!(pass, FullPass::default());
             }
         }
     }

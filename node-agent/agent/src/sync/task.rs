@@ -1,9 +1,12 @@
-//! The one task that changes the datapath.
+//! The one task that changes the datapath. Only the interfaces of new endpoints are made beside it, several at a time:
+//! until the task hears that one is there it leaves alone what there is of it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use basal_datapath::{
-    kernel::{Kernel, Observed, OpError, ReadError},
+    check::host_difference,
+    kernel::{Device, Kernel, Observed},
+    names::IfName,
     op::Op,
     plan::Endpoint,
 };
@@ -11,20 +14,24 @@ use basal_runtime::{
     backoff::{Backoff, Failures},
     env::{SharedEnv, TaskHandle},
     outcome::Outcome,
-    reason::Reason,
 };
 use futures::{FutureExt, StreamExt, select_biased, stream::BoxStream};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Core, concerns};
+use super::{
+    core::{Core, concerns},
+    handle::{Answer, AttachError, Datapath, Failure, Made, Message, SyncReport, Verified},
+};
 use crate::{endpoint::record::EndpointId, metrics::DatapathMetrics, view::View};
 
 /// How often everything is compared, whether or not something happened.
 pub const FULL_PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// How many interfaces are made at a time. More would only wait for the kernel's lock on devices.
+pub const MAKING_AT_ONCE: usize = 16;
 /// How long the kernel's own news are collected before everything is compared.
 const NEWS_DELAY: Duration = Duration::from_secs(1);
 /// How soon after one comparison news may lead to the next.
@@ -33,79 +40,8 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_s
 /// A device that was made has an index, which rows and programs depend on: so many rounds at most.
 const ROUNDS: usize = 4;
 const QUEUE: usize = 1024;
-
-/// Why an endpoint could not be put into the datapath, or taken out.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The kernel refused a change.
-    #[error(transparent)]
-    Refused(#[from] OpError),
-    /// Whether a change was made is not known.
-    #[error("{op}: the kernel's answer was lost: {why}")]
-    Unknown {
-        /// The change.
-        op: String,
-        /// What was lost.
-        why: String,
-    },
-    /// The kernel could not be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// The interface that was just made is not there.
-    #[error("interface {0} is gone right after it was made; was the container's network namespace deleted?")]
-    Vanished(String),
-    /// The agent is ending.
-    #[error("the agent is ending")]
-    Ending,
-}
-
-impl AttachError {
-    /// The reason for events and metrics.
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        const UNKNOWN: Reason = Reason::new("KernelAnswerLost");
-        const READ: Reason = Reason::new("KernelUnreadable");
-        const VANISHED: Reason = Reason::new("DeviceVanished");
-        const ENDING: Reason = Reason::new("AgentEnding");
-        match self {
-            Self::Refused(error) => error.reason(),
-            Self::Unknown { .. } => UNKNOWN,
-            Self::Read(_) => READ,
-            Self::Vanished(_) => VANISHED,
-            Self::Ending => ENDING,
-        }
-    }
-}
-
-/// What the task reports.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SyncReport {
-    /// Whether everything was compared once and the kernel held what it should afterwards.
-    pub complete: bool,
-    /// What failed last and still does; empty when nothing does.
-    pub problem: String,
-    /// How many changes the comparisons on the timer found and mended.
-    pub drift: u64,
-    /// Endpoints whose interfaces went away without a DEL.
-    pub lost: BTreeSet<EndpointId>,
-}
-
-type Edit = Box<dyn FnOnce(&mut View) + Send>;
-
-enum Message {
-    Edit(Edit),
-    Attach(EndpointId, Box<Endpoint>, oneshot::Sender<Result<(), AttachError>>),
-    Detach(EndpointId, oneshot::Sender<Result<(), AttachError>>),
-    Verify(EndpointId, oneshot::Sender<Result<Vec<String>, AttachError>>),
-    Settle(oneshot::Sender<()>),
-}
-
-/// A handle to the task.
-#[derive(Debug, Clone)]
-pub struct Datapath {
-    messages: mpsc::Sender<Message>,
-    report: watch::Receiver<SyncReport>,
-}
+/// How many messages become one change at most.
+const BATCH: usize = 256;
 
 impl Datapath {
     /// Starts the task. Nothing is changed before the first comparison of everything.
@@ -121,80 +57,22 @@ impl Datapath {
         let task = Task {
             env: Arc::clone(env),
             news: kernel.events(),
-            kernel,
+            kernel: Arc::clone(&kernel),
             core: Core::new(view, Observed::default()),
             metrics,
             report: publish,
+            // A task that held its own inbox open would never end.
+            back: messages.downgrade(),
             inbox,
+            permits: Arc::new(Semaphore::new(MAKING_AT_ONCE)),
+            stop: stop.clone(),
             failures: Failures::none(RETRY),
             next_pass: Instant::now(),
             last_pass: None,
             retry: None,
         };
         let handle = env.spawn("datapath", Box::pin(task.run(stop)));
-        (Self { messages, report }, handle)
-    }
-
-    /// What the task reports, and its changes.
-    #[must_use]
-    pub fn report(&self) -> watch::Receiver<SyncReport> {
-        self.report.clone()
-    }
-
-    /// Changes what is known. The kernel follows.
-    pub async fn edit(&self, edit: impl FnOnce(&mut View) + Send + 'static) {
-        // The task is gone only when the agent ends.
-        self.messages.send(Message::Edit(Box::new(edit))).await.unwrap_or_default();
-    }
-
-    /// Looks at what is known; `None` when the agent is ending.
-    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&View) -> T + Send + 'static) -> Option<T> {
-        let (answer, answered) = oneshot::channel();
-        self.edit(move |view| answer.send(look(view)).unwrap_or_else(drop)).await;
-        answered.await.ok()
-    }
-
-    /// Makes an endpoint's interface, rows and programs.
-    ///
-    /// # Errors
-    /// See [`AttachError`]; nothing of the endpoint is left then, as far as the kernel allows.
-    pub async fn attach(&self, id: EndpointId, endpoint: Endpoint) -> Result<(), AttachError> {
-        self.ask(|answer| Message::Attach(id, Box::new(endpoint), answer)).await
-    }
-
-    /// Removes an endpoint's interface, rows and programs.
-    ///
-    /// # Errors
-    /// See [`AttachError`].
-    pub async fn detach(&self, id: EndpointId) -> Result<(), AttachError> {
-        self.ask(|answer| Message::Detach(id, answer)).await
-    }
-
-    /// What of an endpoint differs from what it should be, in words. It is mended right after.
-    ///
-    /// # Errors
-    /// The kernel cannot be read.
-    pub async fn verify(&self, id: EndpointId) -> Result<Vec<String>, AttachError> {
-        self.ask(|answer| Message::Verify(id, answer)).await
-    }
-
-    /// Waits until everything that was said before is in the kernel, or was refused by it.
-    pub async fn settle(&self) {
-        let (answer, answered) = oneshot::channel();
-        if self.messages.send(Message::Settle(answer)).await.is_ok() {
-            answered.await.unwrap_or_default();
-        }
-    }
-
-    async fn ask<T>(
-        &self,
-        message: impl FnOnce(oneshot::Sender<Result<T, AttachError>>) -> Message,
-    ) -> Result<T, AttachError> {
-        let (answer, answered) = oneshot::channel();
-        if self.messages.send(message(answer)).await.is_err() {
-            return Err(AttachError::Ending);
-        }
-        answered.await.unwrap_or(Err(AttachError::Ending))
+        (Self { messages, report, kernel }, handle)
     }
 }
 
@@ -205,11 +83,22 @@ struct Task {
     core: Core,
     metrics: DatapathMetrics,
     report: watch::Sender<SyncReport>,
+    back: mpsc::WeakSender<Message>,
     inbox: mpsc::Receiver<Message>,
+    permits: Arc<Semaphore>,
+    stop: CancellationToken,
     failures: Failures,
     next_pass: Instant,
     last_pass: Option<Instant>,
     retry: Option<Instant>,
+}
+
+/// Whom to answer once the changes that their messages led to were carried out.
+#[derive(Default)]
+struct Batch {
+    attached: Vec<(EndpointId, Endpoint, Answer<()>)>,
+    detached: Vec<(EndpointId, Endpoint, Answer<()>)>,
+    settled: Vec<oneshot::Sender<()>>,
 }
 
 impl Task {
@@ -239,34 +128,74 @@ impl Task {
         }
     }
 
-    /// Takes a message, and with it all edits that wait behind it, so that many become one change.
-    async fn take(&mut self, message: Message) {
-        let mut next = Some(message);
-        while let Some(message) = next.take() {
-            match message {
-                Message::Edit(edit) => {
-                    edit(&mut self.core.view);
-                    next = self.inbox.try_recv().ok();
+    /// Takes a message, and with it those that wait behind it, so that many become one change.
+    async fn take(&mut self, first: Message) {
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        for taken in 1.. {
+            match next.take() {
+                None => break,
+                Some(Message::Edit(edit)) => edit(&mut self.core.view),
+                Some(Message::Attach(id, build, answer)) => {
+                    if !self.started() {
+                        self.pass().await;
+                    }
+                    match build(self.core.view.local()) {
+                        Ok(endpoint) => self.make(id, endpoint, answer),
+                        Err(error) => answer.send(Err(error.into())).unwrap_or_default(),
+                    }
                 }
-                Message::Attach(id, endpoint, answer) => {
-                    let result = self.attach(id, *endpoint).await;
-                    answer.send(result).unwrap_or_default();
+                Some(Message::Made(made)) => self.made(*made, &mut batch),
+                Some(Message::Detach(id, answer)) => match self.core.view.endpoints().get(&id).cloned() {
+                    None => answer.send(Ok(())).unwrap_or_default(),
+                    Some(endpoint) => {
+                        self.core.view.remove_endpoint(id);
+                        batch.detached.push((id, endpoint, answer));
+                    }
+                },
+                Some(Message::Verify(id, answer)) => {
+                    self.finish(std::mem::take(&mut batch)).await;
+                    let verified = self.verify(id).await;
+                    answer.send(verified).unwrap_or_default();
                 }
-                Message::Detach(id, answer) => {
-                    let result = self.detach(id).await;
-                    answer.send(result).unwrap_or_default();
-                }
-                Message::Verify(id, answer) => {
-                    let result = self.verify(id).await;
-                    answer.send(result).unwrap_or_default();
-                }
-                Message::Settle(answer) => {
-                    self.follow().await;
-                    answer.send(()).unwrap_or_default();
+                Some(Message::Settle(answer)) => batch.settled.push(answer),
+            }
+            if taken < BATCH {
+                next = self.inbox.try_recv().ok();
+            }
+        }
+        self.finish(batch).await;
+    }
+
+    /// Carries out what the messages led to, then answers them. An endpoint that something failed of is taken back.
+    async fn finish(&mut self, batch: Batch) {
+        let failed = self.follow().await;
+        let failure_of = |id, endpoint: &Endpoint| {
+            let found = failed.iter().find(|(op, _)| concerns(op, id, endpoint));
+            found.map_or(Ok(()), |(_, failure)| Err(AttachError::from(failure.clone())))
+        };
+        let mut undone = Vec::new();
+        for (id, endpoint, answer) in batch.attached {
+            match failure_of(id, &endpoint) {
+                Ok(()) => answer.send(Ok(())).unwrap_or_default(),
+                Err(error) => {
+                    self.core.view.remove_endpoint(id);
+                    undone.push((error, answer));
                 }
             }
         }
-        self.follow().await;
+        for (id, endpoint, answer) in batch.detached {
+            answer.send(failure_of(id, &endpoint)).unwrap_or_default();
+        }
+        if !undone.is_empty() {
+            self.follow().await;
+        }
+        for (error, answer) in undone {
+            answer.send(Err(error)).unwrap_or_default();
+        }
+        for answer in batch.settled {
+            answer.send(()).unwrap_or_default();
+        }
     }
 
     fn started(&self) -> bool {
@@ -275,9 +204,12 @@ impl Task {
 
     /// Carries out what the view's changes lead to. Before the first comparison nothing is touched: what the kernel
     /// holds is not known.
-    async fn follow(&mut self) -> Vec<(Op, AttachError)> {
+    async fn follow(&mut self) -> Vec<(Op, Failure)> {
         if !self.started() {
             return Vec::new();
+        }
+        if let Some(mtu) = self.core.follow_mtu() {
+            tracing::info!(mtu, "the node's address is on a device of another MTU");
         }
         let changes = self.core.view.take_changes();
         if changes.is_empty() {
@@ -293,30 +225,21 @@ impl Task {
     }
 
     /// Carries out ops in their order; answers those that failed.
-    async fn carry_out(&mut self, ops: Vec<Op>) -> Vec<(Op, AttachError)> {
+    async fn carry_out(&mut self, ops: Vec<Op>) -> Vec<(Op, Failure)> {
         let mut failed = Vec::new();
         for op in ops {
-            let outcome = self.kernel.apply(&op).await;
-            self.metrics.op(&op, &outcome);
-            match outcome {
-                Outcome::Done(()) => self.core.applied(&op),
-                Outcome::Refused(error) => {
-                    tracing::warn!(%op, %error, "datapath");
-                    failed.push((op, error.into()));
-                }
-                Outcome::Unknown(why) => {
-                    tracing::warn!(%op, why, "datapath: the answer was lost");
-                    failed.push((op.clone(), AttachError::Unknown { op: op.to_string(), why }));
-                }
+            match apply(&*self.kernel, &self.metrics, &op).await {
+                Ok(()) => self.core.applied(&op),
+                Err(failure) => failed.push((op, failure)),
             }
         }
         failed
     }
 
     /// After a failure everything is compared anew, with growing pauses: what is known may be wrong.
-    fn judge(&mut self, failed: &[(Op, AttachError)]) {
-        if let Some((_, error)) = failed.first() {
-            self.fail(error.to_string());
+    fn judge(&mut self, failed: &[(Op, Failure)]) {
+        if let Some((_, failure)) = failed.first() {
+            self.fail(failure.to_string());
         }
     }
 
@@ -339,7 +262,10 @@ impl Task {
                 }
             };
             let pass = self.core.full(observed);
-            if round == 0 && !first && pass.lost.is_empty() && self.retry.is_none() {
+            if let Some(mtu) = pass.mtu {
+                tracing::info!(mtu, "the MTU of the node's device is another one");
+            }
+            if round == 0 && !first && pass.lost.is_empty() && pass.mtu.is_none() && self.retry.is_none() {
                 let found = u64::try_from(pass.ops.len()).unwrap_or(u64::MAX);
                 for op in &pass.ops {
                     tracing::warn!(%op, "the datapath was changed behind the agent's back");
@@ -377,56 +303,95 @@ impl Task {
         self.next_pass = now + FULL_PASS_INTERVAL;
     }
 
-    async fn attach(&mut self, id: EndpointId, endpoint: Endpoint) -> Result<(), AttachError> {
-        if !self.started() {
-            self.pass().await;
-        }
-        self.follow().await;
-        let name = endpoint.link.clone();
-        let set = Op::SetLink(name.clone(), self.core.link_of(&endpoint));
-        if let Some((_, error)) = self.carry_out(vec![set]).await.into_iter().next() {
-            // What the kernel made of it before it failed must go as well; the next comparison finds it.
-            self.carry_out(vec![Op::DeleteLink(name)]).await;
-            return Err(error);
-        }
-        let device = self.kernel.device(&name).await?.ok_or_else(|| AttachError::Vanished(name.to_string()))?;
-        self.core.saw_device(name, device);
-        self.core.view.put_endpoint(id, endpoint.clone());
-        self.report.send_if_modified(|report| report.lost.remove(&id));
-        let failed = self.follow().await;
-        match failed.into_iter().find(|(op, _)| concerns(op, id, &endpoint)) {
-            None => Ok(()),
-            Some((_, error)) => {
-                self.detach(id).await?;
-                Err(error)
+    /// Begins to make the interface of an endpoint. The end is a message.
+    fn make(&mut self, id: EndpointId, endpoint: Endpoint, answer: Answer<()>) {
+        let set = Op::SetLink(endpoint.link.clone(), self.core.link_of(&endpoint));
+        self.core.making(endpoint.link.clone());
+        let (kernel, metrics) = (Arc::clone(&self.kernel), self.metrics.clone());
+        let (permits, back, stop) = (Arc::clone(&self.permits), self.back.clone(), self.stop.clone());
+        let work = async move {
+            // The semaphore is never closed.
+            let permit = permits.acquire().await;
+            let result = make_link(&*kernel, &metrics, &endpoint.link, &set).await;
+            drop(permit);
+            if let Some(back) = back.upgrade() {
+                // Without a task the caller sees its answer dropped.
+                back.send(Message::Made(Box::new(Made { id, endpoint, set, result, answer })))
+                    .await
+                    .unwrap_or_default();
             }
+        };
+        self.env.spawn("attach", Box::pin(async move { stop.run_until_cancelled(work).await.unwrap_or_default() }));
+    }
+
+    /// The interface of an endpoint is there, or cannot be made.
+    fn made(&mut self, made: Made, batch: &mut Batch) {
+        let Made { id, endpoint, set, result, answer } = made;
+        self.core.made(&endpoint.link);
+        match result {
+            Ok(device) => {
+                self.core.applied(&set);
+                self.core.saw_device(endpoint.link.clone(), device);
+                self.core.view.put_endpoint(id, endpoint.clone());
+                self.report.send_if_modified(|report| report.lost.remove(&id));
+                batch.attached.push((id, endpoint, answer));
+            }
+            Err(error) => answer.send(Err(error)).unwrap_or_default(),
         }
     }
 
-    async fn verify(&mut self, id: EndpointId) -> Result<Vec<String>, AttachError> {
+    async fn verify(&mut self, id: EndpointId) -> Result<Verified, AttachError> {
         self.follow().await;
+        let mtu = self.core.view.local().device_mtu;
         let Some(endpoint) = self.core.view.endpoints().get(&id).cloned() else {
-            return Ok(vec!["it is not in the datapath".to_owned()]);
+            let differences = vec!["it is not in the datapath".to_owned()];
+            return Ok(Verified { endpoint: None, mtu, device: None, differences });
         };
         let pass = self.core.full(self.kernel.read().await?);
         if pass.lost.contains(&id) {
             self.report.send_modify(|report| report.lost.extend(pass.lost));
-            return Ok(vec![format!("its interface {} is gone", endpoint.link)]);
+            let differences = vec![format!("the interface {} is gone", endpoint.link)];
+            return Ok(Verified { endpoint: None, mtu, device: None, differences });
         }
-        let differences = pass.ops.iter().filter(|op| concerns(op, id, &endpoint)).map(ToString::to_string).collect();
+        let known = self.core.known();
+        let own = pass.ops.iter().filter(|op| concerns(op, id, &endpoint));
+        let differences = own.map(|op| host_difference(op, &known.state)).collect();
+        let device = known.devices.get(&endpoint.link).cloned();
         if !pass.ops.is_empty() {
             self.next_pass = Instant::now();
         }
-        Ok(differences)
+        Ok(Verified { endpoint: Some(endpoint), mtu, device, differences })
     }
+}
 
-    async fn detach(&mut self, id: EndpointId) -> Result<(), AttachError> {
-        let Some(endpoint) = self.core.view.endpoints().get(&id).cloned() else { return Ok(()) };
-        self.core.view.remove_endpoint(id);
-        let failed = self.follow().await;
-        match failed.into_iter().find(|(op, _)| concerns(op, id, &endpoint)) {
-            None => Ok(()),
-            Some((_, error)) => Err(error),
+/// Makes one change, and counts it.
+async fn apply(kernel: &dyn Kernel, metrics: &DatapathMetrics, op: &Op) -> Result<(), Failure> {
+    let outcome = kernel.apply(op).await;
+    metrics.op(op, &outcome);
+    match outcome {
+        Outcome::Done(()) => Ok(()),
+        Outcome::Refused(error) => {
+            tracing::warn!(%op, %error, "datapath");
+            Err(error.into())
+        }
+        Outcome::Unknown(why) => {
+            tracing::warn!(%op, why, "datapath: the answer was lost");
+            Err(Failure::Unknown { op: op.to_string(), why })
         }
     }
+}
+
+/// Makes an interface and reads it back.
+async fn make_link(
+    kernel: &dyn Kernel,
+    metrics: &DatapathMetrics,
+    name: &IfName,
+    set: &Op,
+) -> Result<Device, AttachError> {
+    if let Err(failure) = apply(kernel, metrics, set).await {
+        // What the kernel made of it before it failed must go as well. Where that fails the next comparison finds it.
+        apply(kernel, metrics, &Op::DeleteLink(name.clone())).await.unwrap_or_default();
+        return Err(failure.into());
+    }
+    kernel.device(name).await?.ok_or_else(|| AttachError::Vanished(name.to_string()))
 }

@@ -17,7 +17,10 @@ use basal_crds::{
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget, NodeRecord},
 };
-use basal_datapath::plan::{Endpoint, NodePlan, Peer, RemoteNode};
+use basal_datapath::{
+    kernel::Observed,
+    plan::{Endpoint, NodePlan, Peer, RemoteNode},
+};
 use basal_ipam::prefix::Family;
 use ipnet::IpNet;
 
@@ -27,8 +30,10 @@ use crate::{endpoint::record::EndpointId, view::ids::NodeIds};
 #[derive(Debug, Clone)]
 pub struct View {
     key: NodeId,
-    /// What is fixed about this node; without endpoints, nodes and peers.
+    /// This node; without endpoints, nodes and peers.
     local: NodePlan,
+    /// The address whose device says the MTU; `None` when the MTU is configured.
+    mtu_of: Option<IpAddr>,
     endpoints: BTreeMap<EndpointId, Endpoint>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     ids: NodeIds,
@@ -45,19 +50,22 @@ pub struct Changes {
     pub base: bool,
     /// These networks of the overlay.
     pub networks: BTreeSet<IpNet>,
+    /// What is made inside of these pods.
+    pub pods: BTreeSet<EndpointId>,
 }
 
 impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.base && self.networks.is_empty()
+        !self.base && self.networks.is_empty() && self.pods.is_empty()
     }
 
     /// Adds what another knows.
     pub fn merge(&mut self, other: Self) {
         self.base |= other.base;
         self.networks.extend(other.networks);
+        self.pods.extend(other.pods);
     }
 }
 
@@ -68,12 +76,13 @@ impl View {
         Self {
             key,
             local,
+            mtu_of: None,
             endpoints: BTreeMap::new(),
             nodes: BTreeMap::new(),
             ids,
             ips: BTreeMap::new(),
             health: BTreeMap::new(),
-            changes: Changes { base: true, networks: BTreeSet::new() },
+            changes: Changes { base: true, ..Changes::default() },
         }
     }
 
@@ -83,12 +92,50 @@ impl View {
         &self.local
     }
 
-    /// Replaces what is fixed about this node.
+    /// Replaces what is known of this node, and what of other things follows from it.
     pub fn set_local(&mut self, local: NodePlan) {
-        if self.local != local {
-            self.local = local;
-            self.changes.base = true;
+        if self.local == local {
+            return;
         }
+        let before = std::mem::replace(&mut self.local, local);
+        self.changes.base = true;
+        if before.node_ips != self.local.node_ips {
+            // Which records are leftovers of this node's own is another question now.
+            let moved = |host| before.node_ips.contains(host) != self.local.node_ips.contains(host);
+            let touched = self.ips.iter().filter(|(_, record)| record.host_ip.as_ref().is_some_and(moved));
+            self.changes.networks.extend(touched.map(|(network, _)| *network));
+        }
+        if before.underlay_ipv6 != self.local.underlay_ipv6 {
+            let tunnels: Vec<_> = self
+                .nodes
+                .values()
+                .flat_map(|record| {
+                    let tunnel = self.tunnel_endpoint(record);
+                    health_networks(record).map(move |network| (network, tunnel))
+                })
+                .collect();
+            self.changes.networks.extend(tunnels.iter().map(|(network, _)| *network));
+            self.health = tunnels.into_iter().collect();
+        }
+        let route_mtu = self.local.route_mtu();
+        for (id, endpoint) in self.endpoints.iter_mut().filter(|(_, endpoint)| endpoint.pod.route_mtu != route_mtu) {
+            endpoint.pod.route_mtu = route_mtu;
+            self.changes.pods.insert(*id);
+        }
+    }
+
+    /// From now on the MTU is that of the device with this address.
+    pub fn take_mtu_of(&mut self, ip: IpAddr) {
+        self.mtu_of = Some(ip);
+    }
+
+    /// Follows the MTU of the node's device; answers it when it is another one. As long as no device has the address, it
+    /// stays what it was.
+    pub fn saw_devices(&mut self, observed: &Observed) -> Option<u32> {
+        let (_, device) = observed.device_with(self.mtu_of?)?;
+        let device_mtu = Some(device.mtu).filter(|mtu| *mtu != self.local.device_mtu)?;
+        self.set_local(NodePlan { device_mtu, ..self.local.clone() });
+        Some(device_mtu)
     }
 
     /// The endpoints of this node whose interfaces exist.
@@ -110,8 +157,14 @@ impl View {
     }
 
     /// An endpoint came or changed.
-    pub fn put_endpoint(&mut self, id: EndpointId, endpoint: Endpoint) {
+    pub fn put_endpoint(&mut self, id: EndpointId, mut endpoint: Endpoint) {
         self.changes.base = true;
+        let route_mtu = self.local.route_mtu();
+        if endpoint.pod.route_mtu != route_mtu {
+            // It became another one while the interface was made.
+            endpoint.pod.route_mtu = route_mtu;
+            self.changes.pods.insert(id);
+        }
         self.endpoints.insert(id, endpoint);
     }
 
@@ -348,7 +401,7 @@ pub(crate) mod tests {
         view.put_ip(record("10.0.1.7", "172.18.0.9"));
         view.put_ip(record("10.0.0.8", "172.18.0.1"));
         let changes = view.take_changes();
-        assert_eq!(changes, Changes { base: false, networks: [net("10.0.1.7/32"), net("10.0.0.8/32")].into() });
+        assert_eq!(changes, Changes { networks: [net("10.0.1.7/32"), net("10.0.0.8/32")].into(), ..Changes::default() });
         let peer = Peer { identity: 300, tunnel_endpoint: Some(ip("172.18.0.9")) };
         assert_eq!(
             view.overlays().collect::<Vec<_>>(),
@@ -360,6 +413,51 @@ pub(crate) mod tests {
         assert!(view.take_changes().is_empty(), "the same again is no change");
         view.remove_ip(IpTarget::Host(ip("10.0.1.7")));
         assert_eq!(view.overlays().count(), 0);
+    }
+
+    #[test]
+    fn a_node_that_moves_takes_everything_with_it() {
+        let mut view = view();
+        view.put_node(node("n1", 9, 1));
+        let record =
+            |address: &str, host: &str| IpRecord::new(IpTarget::Host(ip(address)), ip(host), IdentityId::new(300));
+        view.put_ip(record("10.0.1.7", "172.18.0.9"));
+        view.put_ip(record("10.0.0.8", "172.18.0.1"));
+        view.take_changes();
+        let node_ips = BTreeSet::from([ip("172.18.0.7"), ip("fc00::1")]);
+        view.set_local(NodePlan { node_ips, ..local() });
+        let changes = view.take_changes();
+        assert_eq!(changes, Changes { base: true, networks: [net("10.0.0.8/32")].into(), pods: BTreeSet::new() });
+        assert!(view.overlay(net("10.0.0.8/32")).is_some(), "the address is another node's now");
+
+        view.set_local(NodePlan { underlay_ipv6: true, ..view.local().clone() });
+        assert_eq!(view.take_changes().networks, [net("10.0.1.2/32")].into());
+        let health = view.overlay(net("10.0.1.2/32")).unwrap();
+        assert_eq!(health.tunnel_endpoint, Some(ip("fc00::9")));
+        assert_eq!(view.base().remote_nodes["default/n1"].tunnel_endpoint, ip("fc00::9"));
+    }
+
+    #[test]
+    fn the_mtu_is_that_of_the_device_with_the_nodes_address() {
+        let mut view = view();
+        let device = |ip: &str, mtu| basal_datapath::kernel::Device {
+            mtu,
+            addresses: vec![ip.parse().unwrap()],
+            ..Default::default()
+        };
+        let devices = |mtu| Observed {
+            devices: [("eth0", device("172.18.0.1/16", mtu)), ("eth1", device("10.9.0.1/24", 900))]
+                .map(|(name, device)| (name.parse().unwrap(), device))
+                .into(),
+            ..Observed::default()
+        };
+        assert_eq!(view.saw_devices(&devices(1400)), None, "it is configured");
+        view.take_mtu_of(ip("172.18.0.1"));
+        assert_eq!(view.saw_devices(&devices(1500)), None);
+        assert_eq!(view.saw_devices(&devices(1400)), Some(1400));
+        assert_eq!(view.base().route_mtu(), 1350);
+        view.take_mtu_of(ip("172.18.0.77"));
+        assert_eq!((view.saw_devices(&devices(1300)), view.local().device_mtu), (None, 1400));
     }
 
     #[test]

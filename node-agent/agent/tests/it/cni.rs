@@ -1,15 +1,23 @@
 //! The CNI contract.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
+use basal_agent::sync::task::{FULL_PASS_INTERVAL, MAKING_AT_ONCE};
 use basal_cni::{
     api::{AgentError, Answer, CheckRequest, DelRequest, Request},
     client::Deadline,
     delete_queue::Producer,
 };
-use basal_datapath::op::Op;
+use basal_datapath::{
+    kernel::PodDevice,
+    names::IfName,
+    op::Op,
+    state::{Hook, Link},
+};
 use basal_objects::object::{ObjectKey, resources};
+use futures::future::join_all;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::world::{World, attachment};
 
@@ -38,8 +46,7 @@ async fn an_add_makes_everything_and_a_del_leaves_nothing() {
         labels.contains(&json!("k8s:app=web")) && !labels.contains(&json!("k8s:pod-template-hash=x")),
         "{labels:?}"
     );
-    let record = &world.kv.contents()["cilium/state/ip/v1/default/10.0.1.3"];
-    let record: serde_json::Value = serde_json::from_slice(record).unwrap();
+    let record = world.ip_record("10.0.1.3").unwrap();
     assert_eq!((&record["ID"], &record["HostIP"]), (&json!(identity), &json!("172.18.0.1")));
     assert_eq!((&record["K8sNamespace"], &record["K8sPodName"]), (&json!("shop"), &json!("web-0")));
 
@@ -65,21 +72,10 @@ async fn a_label_that_changes_changes_the_identity() {
     let mut world = World::ready().await;
     let pod = world.pod("web-0", json!({"app": "web"})).await;
     world.add("c1", Some(pod)).await;
-    let identity = || {
-        let contents = world.kv.contents();
-        let record = contents.get("cilium/state/ip/v1/default/10.0.1.3")?;
-        serde_json::from_slice::<serde_json::Value>(record).ok()?["ID"].as_u64()
-    };
+    let identity = || world.ip_record("10.0.1.3")?["ID"].as_u64();
     let before = identity().unwrap();
     let key = ObjectKey::namespaced("shop", "web-0");
-    let seen = world.get(resources::POD, &key).await.unwrap();
-    let patch = basal_objects::port::MergePatch {
-        resource_version: seen.resource_version().to_owned(),
-        uid: seen.uid().to_owned(),
-        subresource: None,
-        body: json!({"metadata": {"labels": {"app": "other"}}}),
-    };
-    assert!(basal_objects::port::Objects::patch(&*world.objects, resources::POD, &key, patch).await.is_done());
+    world.patch(resources::POD, &key, None, json!({"metadata": {"labels": {"app": "other"}}})).await;
     world.until("the identity is another", || identity().is_some_and(|now| now != before)).await;
     // The reference on the old one is given back.
     world.until("one reference is left", || world.keys("cilium/state/identities/v1/value/").len() == 1).await;
@@ -104,6 +100,113 @@ async fn check_sees_what_was_tampered_with() {
         request.attachment.container_id = "c9".into();
     }
     assert!(matches!(world.ask(other).await, Answer::Error(AgentError::UnknownAttachment { .. })));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn check_looks_into_the_pod() {
+    let mut world = World::ready().await;
+    let result = world.add("c1", None).await;
+    let check = async || {
+        let addresses = result.addresses.iter().map(|address| address.address).collect();
+        let request = CheckRequest { attachment: attachment("c1"), netns: result.netns.clone(), addresses };
+        world.ask(Request::Check(request)).await
+    };
+    assert_eq!(check().await, Answer::Intact);
+    let intact = world.kernel.pod("c1");
+    type Change = fn(&mut PodDevice);
+    let changes: [(Change, &str); 5] = [
+        (|pod| pod.device.mtu = 1400, "eth0 in the pod has MTU 1400, not 1500"),
+        (|pod| pod.device.addresses.clear(), "eth0 in the pod lacks the address 10.0.1.3/32"),
+        (|pod| pod.routes.clear(), "the pod lacks the route default via 10.0.1.1 dev eth0 mtu 1450"),
+        (|pod| pod.device.peer = Some(99), "eth0 in the pod is not the other end of lxc"),
+        (|pod| pod.device.up = false, "eth0 in the pod is down"),
+    ];
+    for (change, expected) in changes {
+        world.kernel.change_pod("c1", change);
+        let answer = check().await;
+        let Answer::Error(AgentError::Damaged { message }) = answer else { panic!("{expected}: {answer:?}") };
+        assert!(message.contains(expected), "{message}");
+        world.kernel.change_pod("c1", |pod| *pod = intact.clone());
+    }
+    assert_eq!(check().await, Answer::Intact);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn check_says_what_is_wrong_on_the_host() {
+    let mut world = World::ready().await;
+    let result = world.add("c1", None).await;
+    let name = IfName::new(&result.host.name).unwrap();
+    let link = Link { up: false, ..world.kernel.observed().state.links[&name].clone() };
+    for (op, expected) in [
+        (Op::SetLink(name.clone(), link), format!("{name} is down")),
+        (Op::Detach(Hook::Policy { id: 1 }), "slot 1 of cilium_call_policy is empty".to_owned()),
+        (
+            Op::Detach(Hook::Endpoint { id: 1, link: name.clone() }),
+            format!("cil_from_container on {name} of endpoint 1 is not attached"),
+        ),
+    ] {
+        world.kernel.tamper(&op);
+        let addresses = result.addresses.iter().map(|address| address.address).collect();
+        let request = CheckRequest { attachment: attachment("c1"), netns: result.netns.clone(), addresses };
+        let answer = world.ask(Request::Check(request)).await;
+        let Answer::Error(AgentError::Damaged { message }) = answer else { panic!("{expected}: {answer:?}") };
+        assert!(message.contains(&expected), "{message}");
+        tokio::time::sleep(FULL_PASS_INTERVAL / 2).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_pods_do_not_queue_behind_one_another() {
+    let mut world = World::ready().await;
+    let making = Duration::from_secs(10);
+    world.kernel.make_slowly(making);
+    let (before, reads, count) = (Instant::now(), world.kernel.reads(), 4 * MAKING_AT_ONCE);
+    let names: Vec<String> = (0..count).map(|i| format!("c{i}")).collect();
+    let results = join_all(names.iter().map(|name| world.add(name, None))).await;
+    assert!(before.elapsed() < 6 * making, "{:?}", before.elapsed());
+    assert_eq!(world.kernel.most_at_work(), MAKING_AT_ONCE);
+    let addresses: BTreeSet<_> = results.iter().flat_map(|result| &result.addresses).map(|a| a.address).collect();
+    assert_eq!(addresses.len(), 2 * count);
+    assert!(world.kernel.reads() - reads <= 2, "an ADD does not read everything");
+    world.kernel.make_slowly(Duration::ZERO);
+    tokio::time::sleep(FULL_PASS_INTERVAL).await;
+    let Answer::Status(status) = world.ask(Request::Status).await else { panic!("no status") };
+    assert_eq!((status.endpoints, status.drift), (count, 0));
+    let answers = join_all(names.iter().map(|name| world.del(name))).await;
+    assert!(answers.iter().all(|answer| *answer == Answer::Deleted), "{answers:?}");
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_for_one_container_wait_for_each_other() {
+    let mut world = World::ready().await;
+    world.kernel.make_slowly(Duration::from_secs(100));
+    // The kernel fails the test when one interface is made twice at the same time.
+    let (one, two) = futures::join!(world.try_add("c1", None), world.try_add("c1", None));
+    assert!(matches!(&one.1, Answer::Error(AgentError::TryAgain { .. })), "{one:?}");
+    assert_eq!(two.1, Answer::Committed);
+    let Answer::Endpoints(endpoints) = world.ask(Request::Endpoints).await else { panic!("no endpoints") };
+    let ips: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.ipv4).collect();
+    assert_eq!(ips, [two.0.addresses[0].address.addr()]);
+
+    // A comparison in the middle of an ADD leaves its interface alone; a DEL waits for it.
+    world.kernel.take_log();
+    let reads = world.kernel.reads();
+    let (added, deleted) = futures::join!(world.try_add("c2", None), async {
+        tokio::time::sleep(Duration::from_secs(90)).await;
+        assert!(world.kernel.reads() > reads);
+        let removed = |op: &Op| matches!(op, Op::DeleteLink(_));
+        assert!(!world.kernel.take_log().iter().any(removed));
+        world.del("c2").await
+    });
+    assert!(matches!(&added.1, Answer::Error(AgentError::TryAgain { .. })), "{added:?}");
+    assert_eq!(deleted, Answer::Deleted);
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }
 

@@ -210,13 +210,10 @@ impl Kernel for ModelKernel {
         }
         let mut core = self.core.lock().unwrap();
         core.applied(op);
-        match op {
-            Op::AddAddress(address) => {
-                let mut device = core.known().devices[&address.link].clone();
-                device.addresses.push(address.net);
-                core.saw_device(address.link.clone(), device);
-            }
-            _ => {}
+        if let Op::AddAddress(address) = op {
+            let mut device = core.known().devices[&address.link].clone();
+            device.addresses.push(address.net);
+            core.saw_device(address.link.clone(), device);
         }
         Outcome::Done(())
     }

@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
+use basal_agent::sync::task::FULL_PASS_INTERVAL;
 use basal_cni::api::{AgentError, Answer, ComponentState, Request};
 use basal_crds::{
     address::{AddressType, NodeAddress},
     kvstore::{NodeRecord, keys},
     names::{ClusterId, ClusterName},
 };
-use basal_datapath::rows::{self, MapId};
+use basal_datapath::{
+    op::Op,
+    rows::{self, MapId},
+};
 use basal_ipam::{cell::BlockState, names::NodeName};
 use basal_objects::object::{ObjectKey, resources};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::world::World;
 
@@ -138,6 +143,108 @@ async fn a_policy_has_one_event_of_each_edition_whoever_tells_of_it() {
         .patch(resources::NETWORK_POLICY, &key, None, json!({"spec": {"podSelector": {"matchLabels": {"a": "b"}}}}))
         .await;
     world.until("the new edition is told of", || world.objects.all(&resources::EVENT).len() == 2).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_address_of_the_node_is_followed() {
+    let mut world = World::ready().await;
+    let pod = world.pod("web-0", json!({"app": "web"})).await;
+    world.add("c1", Some(pod)).await;
+    let key = keys::node(&ClusterName::default(), &NodeName::new("n2").unwrap());
+    world.put(&key, record("n2").to_json().as_bytes()).await;
+    world.until("the pod is shown", || world.objects.all(&resources::CILIUM_ENDPOINT).len() == 1).await;
+    world.until("the tunnel exists", || world.kernel.observed().state.maps[&MapId::Tunnel].len() == 1).await;
+    world.kernel.take_log();
+
+    world.kernel.change_device("eth0", |eth0| eth0.addresses[0] = "172.18.0.9/16".parse().unwrap());
+    let addresses =
+        json!([{"type": "InternalIP", "address": "172.18.0.9"}, {"type": "InternalIP", "address": "fc00::1"}]);
+    world
+        .patch(resources::NODE, &ObjectKey::cluster("n1"), Some("status"), json!({"status": {"addresses": addresses}}))
+        .await;
+
+    let moved = "172.18.0.9".parse().unwrap();
+    let row = rows::host(moved);
+    let old = rows::host("172.18.0.1".parse().unwrap());
+    world
+        .until("the rows follow", || {
+            let rows = &world.kernel.observed().state.maps[&MapId::Endpoints];
+            rows.get(&row.key) == Some(&row.value) && !rows.contains_key(&old.key)
+        })
+        .await;
+    world.until("ip records follow", || world.ip_record("10.0.1.3").unwrap()["HostIP"] == "172.18.0.9").await;
+    world
+        .until("the reference follows", || {
+            let references = world.keys("cilium/state/identities/v1/value/");
+            references.len() == 1 && references[0].ends_with("/172.18.0.9")
+        })
+        .await;
+    world
+        .until("the objects follow", || {
+            let node = world.objects.all(&resources::CILIUM_NODE).remove(0);
+            let endpoint = world.objects.all(&resources::CILIUM_ENDPOINT).remove(0);
+            node.0["spec"]["addresses"][0]["ip"] == "172.18.0.9"
+                && node.0["spec"]["addresses"][2]["type"] == "CiliumInternalIP"
+                && endpoint.0["status"]["networking"]["node"] == "172.18.0.9"
+        })
+        .await;
+    let Answer::Nodes(nodes) = world.ask(Request::Nodes).await else { panic!("no nodes") };
+    assert_eq!(nodes[0].tunnel_endpoint, Some(moved));
+    assert!(world.runs() && world.readiness.is_ready());
+    let log = world.kernel.take_log();
+    assert!(log.iter().all(|op| matches!(op, Op::PutRow(_) | Op::DeleteRow { .. })), "only what differs: {log:?}");
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_mtu_of_the_device_is_followed() {
+    let mut world = World::ready().await;
+    world.add("c1", None).await;
+    let key = keys::node(&ClusterName::default(), &NodeName::new("n2").unwrap());
+    world.put(&key, record("n2").to_json().as_bytes()).await;
+    let to_n2 = "10.0.2.0/24".parse::<ipnet::IpNet>().unwrap();
+    let route_mtu = || {
+        let state = world.kernel.observed().state;
+        state.routes.iter().find(|(key, _)| key.destination == to_n2).and_then(|(_, route)| route.mtu)
+    };
+    world.until("the route exists", || route_mtu() == Some(1450)).await;
+    let before = Instant::now();
+    world.kernel.change_device("eth0", |eth0| eth0.mtu = 1400);
+    world.until("the route follows", || route_mtu() == Some(1350)).await;
+    assert!(before.elapsed() < FULL_PASS_INTERVAL, "the kernel told of it");
+    world
+        .until("all else follows", || {
+            let state = world.kernel.observed().state;
+            state.links.values().all(|link| link.mtu == 1400)
+                && state.programs.len() == 1
+                && state.hooks.values().all(|hash| state.programs.contains(hash))
+        })
+        .await;
+    let default = "0.0.0.0/0".parse().unwrap();
+    let pod = world.kernel.pod("c1");
+    assert_eq!((pod.device.mtu, pod.routes[&default].mtu), (1400, Some(1350)));
+    let result = world.add("c2", None).await;
+    assert_eq!((result.container.mtu, result.routes[1].mtu), (1400, Some(1350)));
+    let Answer::Status(status) = world.ask(Request::Status).await else { panic!("no status") };
+    assert_eq!(status.drift, 0, "nobody changed what is ours");
+    assert!(world.runs());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_addresses_change_family_gives_its_pods_other_routes() {
+    let mut world = World::ready().await;
+    world.add("c1", None).await;
+    let addresses = json!([{"type": "InternalIP", "address": "fc00::1"}]);
+    world
+        .patch(resources::NODE, &ObjectKey::cluster("n1"), Some("status"), json!({"status": {"addresses": addresses}}))
+        .await;
+    let default = "::/0".parse().unwrap();
+    world.until("the pod's routes follow", || world.kernel.pod("c1").routes[&default].mtu == Some(1430)).await;
+    world.until("ip records follow", || world.ip_record("10.0.1.3").unwrap()["HostIP"] == "fc00::1").await;
     world.stop().await;
 }
 

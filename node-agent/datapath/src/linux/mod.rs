@@ -30,6 +30,7 @@ use basal_runtime::{
     outcome::Outcome,
 };
 use futures::stream::BoxStream;
+use tokio::sync::Mutex;
 
 use self::{fault::Fault, maps::PinnedMaps};
 use crate::{
@@ -85,6 +86,8 @@ pub struct LinuxKernel {
     env: SharedEnv,
     paths: Paths,
     netlink: rtnetlink::Handle,
+    /// Held while the kernel lists something: until a list was read to its end, the socket gets EBUSY for the next one.
+    lists: Mutex<()>,
     maps: PinnedMaps,
     /// Attach by tcx links.
     tcx: bool,
@@ -104,7 +107,16 @@ impl LinuxKernel {
         let connection = env.spawn("netlink", Box::pin(connection));
         let maps = PinnedMaps::new(paths.maps());
         let tcx = paths.tcx && probe::has_tcx();
-        Ok(Self { env: SharedEnv::clone(env), paths, netlink, maps, tcx, has_read: AtomicBool::new(false), connection })
+        Ok(Self {
+            env: SharedEnv::clone(env),
+            paths,
+            netlink,
+            lists: Mutex::new(()),
+            maps,
+            tcx,
+            has_read: AtomicBool::new(false),
+            connection,
+        })
     }
 
     /// The pinned maps, for counters and listings.
@@ -114,6 +126,8 @@ impl LinuxKernel {
     }
 
     async fn try_apply(&self, op: &Op) -> Result<(), Fault> {
+        let lists = matches!(op, Op::DeleteAddress(_) | Op::Attach(..) | Op::Detach(_));
+        let _turn = if lists { Some(self.lists.lock().await) } else { None };
         match op {
             Op::SetSysctl(key, value) => sysctl::write(&self.paths.sysctl, key, value),
             Op::SetLink(name, link) => links::set(&self.netlink, &self.env, &self.paths, name, link).await,
@@ -138,6 +152,7 @@ impl LinuxKernel {
 impl Kernel for LinuxKernel {
     async fn read(&self) -> Result<Observed, ReadError> {
         let mut observed = Observed::default();
+        let turn = self.lists.lock().await;
         links::read(&self.netlink, &mut observed).await?;
         routes::read(&self.netlink, &mut observed).await?;
         sysctl::read(&self.paths.sysctl, &mut observed.state)?;
@@ -145,6 +160,7 @@ impl Kernel for LinuxKernel {
         self.maps.read(&mut observed.state)?;
         let every_slot = !self.has_read.load(Ordering::Relaxed);
         hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
+        drop(turn);
         observed.state.programs = loaded.into_hashes();
         observed.state.nft = nft::read(&self.paths.nft).await?;
         self.has_read.store(true, Ordering::Relaxed);
@@ -152,6 +168,7 @@ impl Kernel for LinuxKernel {
     }
 
     async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
+        let _turn = self.lists.lock().await;
         links::find(&self.netlink, name).await
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use basal_datapath::{check::Pair, kernel::Kernel as _, names::IfName};
+use futures::future::{join, join_all};
 
 use crate::harness::{Node, node, sandbox};
 
@@ -33,6 +34,23 @@ fn a_device_is_read_without_everything_else() {
             }
             assert_eq!(kernel.device(&IfName::new("none").unwrap()).await.unwrap(), None);
         });
+    });
+}
+
+/// The kernel tells one list after the other, and says that it is busy to whoever asks meanwhile.
+#[test]
+fn many_devices_are_read_at_once() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        let _pod = node.add_pod(7, 4321);
+        node.converge();
+        let name = &node.plan.endpoints[&7].link;
+        let (nodes, devices) = node.with(async |kernel| {
+            let devices = join_all((0..32).map(|_| kernel.device(name)));
+            join(join_all((0..4).map(|_| kernel.read())), devices).await
+        });
+        assert!(nodes.iter().all(Result::is_ok), "{:?}", nodes.iter().find(|read| read.is_err()));
+        assert!(devices.iter().all(|device| matches!(device, Ok(Some(_)))), "{devices:?}");
     });
 }
 
