@@ -34,6 +34,8 @@ pub const DEFAULT_TUNNEL_PORT: u16 = 8472;
 pub struct NodePlan {
     /// The router addresses (CiliumInternalIP): the pods' gateways, from this node's pod CIDRs.
     pub routers: Routers,
+    /// The addresses of its blocks that others look for this node at (CiliumNode's `spec.health`): it answers itself.
+    pub health_ips: BTreeSet<IpAddr>,
     /// Pod CIDRs of this node.
     pub local_cidrs: BTreeSet<IpNet>,
     /// This node's own addresses, without the router addresses.
@@ -151,14 +153,19 @@ impl NodePlan {
         state
     }
 
+    /// The addresses of its blocks that the node keeps for itself; they are on `cilium_host`.
+    fn own_ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.routers.addresses().chain(self.health_ips.iter().copied())
+    }
+
     fn devices(&self, state: &mut NodeState) {
         let (host, net, vxlan) = (IfName::host(), IfName::net(), IfName::vxlan());
         let link = |kind, arp| Link { kind, mtu: self.device_mtu, up: true, arp };
         state.links.insert(host.clone(), link(LinkKind::Veth { peer: net.clone() }, false));
         state.links.insert(net.clone(), link(LinkKind::Veth { peer: host.clone() }, false));
         state.links.insert(vxlan.clone(), link(LinkKind::Vxlan { port: self.tunnel_port }, true));
-        for router in self.routers.addresses() {
-            state.addresses.insert(Address { link: host.clone(), net: router.into() });
+        for ip in self.own_ips() {
+            state.addresses.insert(Address { link: host.clone(), net: ip.into() });
         }
 
         let mut set = |key: SysctlKey, value: &str| {
@@ -229,7 +236,7 @@ impl NodePlan {
                 put(rows::ipcache(address.ip.into(), endpoint.identity, None));
             }
         }
-        for ip in self.node_ips.iter().copied().chain(self.routers.addresses()) {
+        for ip in self.node_ips.iter().copied().chain(self.own_ips()) {
             put(rows::host(ip));
             put(rows::ipcache(ip.into(), identity::HOST, None));
         }
@@ -334,6 +341,7 @@ mod tests {
         };
         NodePlan {
             routers: Routers { v4: Some(Ipv4Addr::new(10, 0, 1, 1)), v6: Some("fd00:0:1::1".parse().unwrap()) },
+            health_ips: [ip("10.0.1.2")].into(),
             local_cidrs: [net("10.0.1.0/24"), net("fd00:0:1::/64")].into(),
             node_ips: [ip("192.168.0.1")].into(),
             device_mtu: 1500,
@@ -363,7 +371,7 @@ mod tests {
         let second = plan.desired(&observed(first.clone()));
         assert_eq!(second.hooks.len(), 7);
         assert_eq!(second.programs.len(), 1);
-        assert_eq!(second.maps[&MapId::Endpoints].len(), 4, "two routers, a node address and a pod");
+        assert_eq!(second.maps[&MapId::Endpoints].len(), 5, "two routers, a health and a node address, and a pod");
         let third = plan.desired(&observed(second.clone()));
         assert_eq!(diff(&third, &second), []);
     }

@@ -24,7 +24,6 @@ use basal_cni::api::{Component, ComponentState, NodeReport};
 use basal_crds::directory::Directory;
 use basal_datapath::{
     kernel::{Kernel, Observed},
-    names::HOST_DEVICE,
     plan::{NodePlan, Routers},
 };
 use basal_ipam::{
@@ -52,7 +51,6 @@ use basal_runtime::{
     env::{SharedEnv, TaskFuture, TaskHandle},
     readiness::{Guard, Readiness},
 };
-use ipnet::IpNet;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -411,17 +409,16 @@ impl Agent {
         registered: &Registered,
         observed: &Observed,
     ) -> Result<OwnAddresses, AgentError> {
-        let on_host = observed.devices.iter().filter(|(name, _)| name.as_str() == HOST_DEVICE);
-        let earlier: Vec<IpAddr> = on_host.flat_map(|(_, device)| device.addresses.iter().map(IpNet::addr)).collect();
         let now = std::time::Duration::ZERO;
         let mut take = |owner: Owner, name, earlier: &[IpAddr]| -> Result<Addresses, AgentError> {
             state.own(&owner, earlier, now).map_err(|refusal| AgentError::OwnAddress { owner: name, refusal })
         };
-        let router = take(Owner::router(), "router", &earlier)?;
         let key = ObjectKey::cluster(self.settings.node.to_string());
         let cilium_node = registered.cilium_node.get(&key);
-        let earlier = cilium_node.as_ref().and_then(|cached| cached.valid()).map(|facts| facts.health.clone());
-        let health = take(Owner::health(), "health", &earlier.unwrap_or_default())?;
+        let health = cilium_node.as_ref().and_then(|cached| cached.valid()).map(|facts| facts.health.clone());
+        let earlier = adopt::own_addresses(observed, &health.unwrap_or_default());
+        let router = take(Owner::router(), "router", &earlier.router.iter().collect::<Vec<_>>())?;
+        let health = take(Owner::health(), "health", &earlier.health.iter().collect::<Vec<_>>())?;
         Ok(OwnAddresses { router, health })
     }
 
@@ -438,6 +435,7 @@ impl Agent {
         let has = |family| self.settings.families.contains(&family);
         Ok(NodePlan {
             routers: Routers { v4: own.router.v4, v6: own.router.v6 },
+            health_ips: own.health.iter().collect(),
             local_cidrs: claim.confirmed.iter().chain(&claim.lost).map(ipnet_of).collect(),
             node_ips: underlay.ips(),
             device_mtu: self.settings.mtu.unwrap_or(device.mtu),
@@ -462,7 +460,13 @@ impl Agent {
         Ok(Pods { pods, namespaces })
     }
 
-    fn spawn_publishers(&mut self, directory: &Arc<dyn Directory>, endpoints: &Endpoints, pods: Pods, underlay: watch::Receiver<Underlay>) {
+    fn spawn_publishers(
+        &mut self,
+        directory: &Arc<dyn Directory>,
+        endpoints: &Endpoints,
+        pods: Pods,
+        underlay: watch::Receiver<Underlay>,
+    ) {
         let identities = Identities {
             env: Arc::clone(&self.ports.env),
             directory: Arc::clone(directory),

@@ -328,6 +328,7 @@ pub(crate) mod tests {
     pub(crate) fn local() -> NodePlan {
         NodePlan {
             routers: Routers { v4: "10.0.0.1".parse().ok(), v6: "fd00::1".parse().ok() },
+            health_ips: BTreeSet::from([ip("10.0.0.2"), ip("fd00::2")]),
             local_cidrs: BTreeSet::from([net("10.0.0.0/24"), net("fd00::/112")]),
             node_ips: BTreeSet::from([ip("172.18.0.1"), ip("fc00::1")]),
             device_mtu: 1500,
@@ -401,7 +402,10 @@ pub(crate) mod tests {
         view.put_ip(record("10.0.1.7", "172.18.0.9"));
         view.put_ip(record("10.0.0.8", "172.18.0.1"));
         let changes = view.take_changes();
-        assert_eq!(changes, Changes { networks: [net("10.0.1.7/32"), net("10.0.0.8/32")].into(), ..Changes::default() });
+        assert_eq!(
+            changes,
+            Changes { networks: [net("10.0.1.7/32"), net("10.0.0.8/32")].into(), ..Changes::default() }
+        );
         let peer = Peer { identity: 300, tunnel_endpoint: Some(ip("172.18.0.9")) };
         assert_eq!(
             view.overlays().collect::<Vec<_>>(),

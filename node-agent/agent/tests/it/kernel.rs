@@ -57,6 +57,7 @@ impl ModelKernel {
     pub(crate) fn new(addresses: &[&str]) -> Self {
         let plan = NodePlan {
             routers: Routers::default(),
+            health_ips: Default::default(),
             local_cidrs: Default::default(),
             node_ips: Default::default(),
             device_mtu: 1500,

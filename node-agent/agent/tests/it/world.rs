@@ -174,7 +174,13 @@ impl World {
     }
 
     /// Applies a merge patch.
-    pub(crate) async fn patch(&self, resource: Resource, key: &ObjectKey, subresource: Option<&'static str>, body: Value) {
+    pub(crate) async fn patch(
+        &self,
+        resource: Resource,
+        key: &ObjectKey,
+        subresource: Option<&'static str>,
+        body: Value,
+    ) {
         let seen = self.get(resource, key).await.unwrap();
         let patch = MergePatch {
             resource_version: seen.resource_version().to_owned(),
@@ -288,8 +294,8 @@ impl World {
         let hooks = observed.state.hooks.keys().filter(|hook| hook.link().is_none_or(|name| name.is_endpoint()));
         let hooks = hooks.map(|hook| format!("hook {hook}"));
         let rows = &observed.state.maps[&basal_datapath::rows::MapId::Endpoints];
-        // Router and node have two addresses each.
-        let rows = (rows.len() != 4).then(|| format!("{} rows of endpoints", rows.len()));
+        // Router, health and node have two addresses each.
+        let rows = (rows.len() != 6).then(|| format!("{} rows of endpoints", rows.len()));
         let keys = self.keys("cilium/state/ip/").into_iter().chain(self.keys("cilium/state/identities/v1/value/"));
         let objects = self.objects.all(&resources::CILIUM_ENDPOINT).into_iter().map(|o| format!("object {}", o.key()));
         let journal = std::fs::read_dir(self.path("run/state/endpoints")).unwrap();

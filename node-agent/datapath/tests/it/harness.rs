@@ -117,6 +117,7 @@ pub(crate) fn node(bpffs: &Path, number: u8) -> Node {
             v4: Some([10, 1, number, 1].into()),
             v6: Some([0xfd00, 1, u16::from(number), 0, 0, 0, 0, 1].into()),
         },
+        health_ips: health_ips(number),
         local_cidrs: pod_cidrs(number),
         node_ips: node_ips(number),
         device_mtu: 1500,
@@ -135,6 +136,10 @@ pub(crate) fn node(bpffs: &Path, number: u8) -> Node {
 
 pub(crate) fn pod_cidrs(number: u8) -> BTreeSet<ipnet::IpNet> {
     [format!("10.1.{number}.0/24"), format!("fd00:1:{number}::/64")].iter().map(|net| net.parse().unwrap()).collect()
+}
+
+pub(crate) fn health_ips(number: u8) -> BTreeSet<IpAddr> {
+    [format!("10.1.{number}.2"), format!("fd00:1:{number}::2")].iter().map(|ip| ip.parse().unwrap()).collect()
 }
 
 pub(crate) fn node_ips(number: u8) -> BTreeSet<IpAddr> {
