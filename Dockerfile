@@ -3,11 +3,12 @@
 #     cp target/release/basal-operator target/release/basal-agent target/release/basal-cni target/release/basal context/
 #     docker build --build-arg BASE=my-base --file Dockerfile context        (or: buildah bud …)
 #
-# The base holds a glibc that is not older than the builder's, CA certificates, and nft from Debian's nftables package, which
-# the agent masquerades with. On a network this is one:
+# The base holds a glibc that is not older than the builder's, CA certificates, nft from Debian's nftables package, which the
+# agent masquerades with, and iptables in both of its forms, for nodes whose own iptables would keep packets from pods. On a
+# network this is one:
 #
 #     FROM debian:bookworm-slim
-#     RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates nftables
+#     RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates iptables nftables
 ARG BASE
 FROM ${BASE}
 

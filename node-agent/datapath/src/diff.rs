@@ -12,8 +12,8 @@ use crate::{
 /// 2. kernel parameters that are not per device, devices, addresses, then the parameters of devices;
 /// 3. programs are loaded, with fresh maps filled;
 /// 4. map rows are written, then programs are attached: a packet that meets a new program finds its rows;
-/// 5. routes and nftables tables, which send packets to the devices;
-/// 6. what is not desired goes, in the opposite order: nftables, routes, programs on devices, devices, policy
+/// 5. routes, nftables tables and rules in those of iptables, which send packets to the devices and let them pass;
+/// 6. what is not desired goes, in the opposite order: iptables, nftables, routes, programs on devices, devices, policy
 ///    programs, rows, addresses, parameters never (they are left as they are), program sets that nothing runs from.
 #[must_use]
 pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
@@ -79,6 +79,11 @@ pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
             ops.push(Op::SetNft(name.clone(), table.clone()));
         }
     }
+    for (table, rules) in &desired.forward {
+        if observed.forward.get(table) != Some(rules) {
+            ops.push(Op::SetForward(*table, rules.clone()));
+        }
+    }
 
     remove(desired, observed, &mut ops);
     ops
@@ -86,6 +91,11 @@ pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
 
 /// Step 6.
 fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
+    for (table, rules) in &observed.forward {
+        if !rules.is_empty() && !desired.forward.contains_key(table) {
+            ops.push(Op::SetForward(*table, Vec::new()));
+        }
+    }
     for name in observed.nft.keys().filter(|name| !desired.nft.contains_key(*name)) {
         ops.push(Op::DeleteNft(name.clone()));
     }
@@ -132,6 +142,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        forward::{self, FilterTable},
         names::IfName,
         program::ProgramHash,
         rows::{self, MapId},
@@ -160,6 +171,7 @@ mod tests {
         let key = RouteKey { destination: "10.0.2.0/24".parse().unwrap(), link: IfName::vxlan() };
         state.routes.insert(key, Route::default());
         state.nft.insert("basal".into(), crate::nft::NftTable::default());
+        state.forward.insert(FilterTable::ALL[0], forward::rules());
         state
     }
 
@@ -173,7 +185,17 @@ mod tests {
         let ops = diff(&desired(), &NodeState::default());
         assert_eq!(
             kinds(&ops),
-            ["set-sysctl", "set-link", "set-sysctl", "load-programs", "attach", "attach", "set-route", "set-nft",]
+            [
+                "set-sysctl",
+                "set-link",
+                "set-sysctl",
+                "load-programs",
+                "attach",
+                "attach",
+                "set-route",
+                "set-nft",
+                "set-forward"
+            ]
         );
         assert!(matches!(&ops[0], Op::SetSysctl(key, _) if key.path() == "net/ipv4/ip_forward"));
         assert!(matches!(ops[4], Op::Attach(Hook::Policy { .. }, _)), "slots before the hooks that call them");
@@ -186,7 +208,16 @@ mod tests {
         let ops = diff(&NodeState::default(), &desired());
         assert_eq!(
             kinds(&ops),
-            ["delete-nft", "delete-route", "detach", "delete-link", "detach", "delete-row", "unload-programs"]
+            [
+                "set-forward",
+                "delete-nft",
+                "delete-route",
+                "detach",
+                "delete-link",
+                "detach",
+                "delete-row",
+                "unload-programs"
+            ]
         );
     }
 

@@ -8,6 +8,7 @@
 
 pub mod check;
 pub mod diff;
+pub mod forward;
 pub mod kernel;
 pub mod linux;
 pub mod names;

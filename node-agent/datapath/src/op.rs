@@ -6,6 +6,7 @@ use std::fmt;
 use basal_maps::config::Config;
 
 use crate::{
+    forward::FilterTable,
     names::IfName,
     nft::NftTable,
     program::ProgramHash,
@@ -57,6 +58,8 @@ pub enum Op {
     SetNft(String, NftTable),
     /// Removes an nftables table.
     DeleteNft(String),
+    /// Replaces our rules in a table of iptables, in one transaction; none takes our chain away.
+    SetForward(FilterTable, Vec<String>),
 }
 
 impl Op {
@@ -79,6 +82,7 @@ impl Op {
             Self::DeleteRoute(..) => "delete-route",
             Self::SetNft(..) => "set-nft",
             Self::DeleteNft(..) => "delete-nft",
+            Self::SetForward(..) => "set-forward",
         }
     }
 }
@@ -99,6 +103,7 @@ impl fmt::Display for Op {
             Self::Attach(hook, _) | Self::Detach(hook) => write!(f, " {hook}"),
             Self::SetRoute(key, _) | Self::DeleteRoute(key) => write!(f, " {} dev {}", key.destination, key.link),
             Self::SetNft(name, _) | Self::DeleteNft(name) => write!(f, " inet {name}"),
+            Self::SetForward(table, rules) => write!(f, " {} to {} rules", table.command(), rules.len()),
         }
     }
 }

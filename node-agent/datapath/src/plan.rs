@@ -14,6 +14,7 @@ use basal_maps::{
 use ipnet::IpNet;
 
 use crate::{
+    forward,
     kernel::Observed,
     names::IfName,
     nft::{self, NftPlan},
@@ -150,6 +151,8 @@ impl NodePlan {
             masquerade_ipv6: self.masquerade_ipv6,
         };
         state.nft.insert(nft::TABLE.to_owned(), nft.table());
+        // Where there is no such table, nothing keeps packets from pods.
+        state.forward = observed.state.forward.keys().map(|table| (*table, forward::rules())).collect();
         state
     }
 

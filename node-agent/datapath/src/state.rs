@@ -14,7 +14,7 @@ use std::{
 use basal_maps::config::Config;
 use ipnet::IpNet;
 
-use crate::{names::IfName, nft::NftTable, program::ProgramHash, rows::MapId};
+use crate::{forward::FilterTable, names::IfName, nft::NftTable, program::ProgramHash, rows::MapId};
 
 /// The datapath of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct NodeState {
     pub routes: BTreeMap<RouteKey, Route>,
     /// nftables tables of family inet by name.
     pub nft: BTreeMap<String, NftTable>,
+    /// Our rules in each table `filter` of iptables that there is: [`crate::forward::rules`], or none.
+    pub forward: BTreeMap<FilterTable, Vec<String>>,
 }
 
 /// A kernel parameter: its path below `/proc/sys`, with slashes (`net/ipv4/ip_forward`).

@@ -42,8 +42,9 @@ const IMAGES: &[Image] = &[
     },
 ];
 
-/// What Basal's image stands on: its commands are linked against Debian's libc, and the agent masquerades with nft.
-const BASE: &[&str] = &["ca-certificates", "libc6", "libgcc-s1", "nftables"];
+/// What Basal's image stands on: its commands are linked against Debian's libc, and the agent masquerades with nft and
+/// lets pods' traffic pass the rules of iptables.
+const BASE: &[&str] = &["ca-certificates", "iptables", "libc6", "libgcc-s1", "nftables"];
 
 /// Builds what is missing.
 pub(super) fn run() -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ fn no_container_is_privileged_and_capabilities_are_listed() {
         assert_eq!(container(workload)["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
     }
     let added = &container(&agent)["securityContext"]["capabilities"]["add"];
-    assert_eq!(*added, json!(["NET_ADMIN", "SYS_ADMIN", "BPF", "PERFMON"]));
+    assert_eq!(*added, json!(["NET_ADMIN", "SYS_ADMIN", "BPF", "PERFMON", "NET_RAW"]));
     assert_eq!(container(&operator)["securityContext"]["capabilities"].get("add"), None);
     assert_eq!(container(&operator)["securityContext"]["allowPrivilegeEscalation"], false);
     assert_eq!(operator["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);

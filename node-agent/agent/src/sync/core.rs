@@ -225,6 +225,7 @@ impl Core {
             Op::DeleteRoute(key) => drop(state.routes.remove(key)),
             Op::SetNft(name, table) => drop(state.nft.insert(name.clone(), table.clone())),
             Op::DeleteNft(name) => drop(state.nft.remove(name)),
+            Op::SetForward(table, rules) => drop(state.forward.insert(*table, rules.clone())),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The real kernel: rtnetlink for devices, addresses and routes, files for parameters, aya for programs and maps, the
-//! `nft` command for nftables.
+//! `nft` command for nftables, iptables' own commands for its FORWARD chains.
 //!
 //! Everything happens in the network namespace of the thread that made the [`LinuxKernel`] and on one bpffs.
 
 mod clsact;
+mod command;
 mod fault;
+mod forward;
 mod hooks;
 mod links;
 pub mod maps;
@@ -144,6 +146,7 @@ impl LinuxKernel {
             Op::DeleteRoute(key) => routes::delete(&self.netlink, key).await,
             Op::SetNft(name, table) => nft::set(&self.paths.nft, name, table).await,
             Op::DeleteNft(name) => nft::delete(&self.paths.nft, name).await,
+            Op::SetForward(table, rules) => forward::set(*table, rules).await,
         }
     }
 }
@@ -162,7 +165,9 @@ impl Kernel for LinuxKernel {
         hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
         drop(turn);
         observed.state.programs = loaded.into_hashes();
-        observed.state.nft = nft::read(&self.paths.nft).await?;
+        let tables = nft::tables(&self.paths.nft).await?;
+        observed.state.nft = nft::read(&self.paths.nft, &tables).await?;
+        observed.state.forward = forward::read(&tables).await?;
         self.has_read.store(true, Ordering::Relaxed);
         Ok(observed)
     }

@@ -1,32 +1,40 @@
-//! nftables, by the `nft` command: the kernel's own interface has no stable form above netlink attributes.
+//! nftables, by the `nft` command.
 
-use std::{collections::BTreeMap, io, path::Path, process::Stdio};
+use std::{collections::BTreeMap, io, path::Path};
 
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::fault::Fault;
+use super::{command, fault::Fault};
 use crate::{
     kernel::ReadError,
     nft::{NftTable, TABLE},
 };
 
 pub(super) async fn set(nft: &Path, name: &str, table: &NftTable) -> Result<(), Fault> {
-    run(nft, &["-j", "-f", "-"], &table.replacing(name)).await.map(drop).map_err(|error| Fault::path(nft, error))
+    carry_out(nft, &table.replacing(name)).await
 }
 
 pub(super) async fn delete(nft: &Path, name: &str) -> Result<(), Fault> {
     let table = json!({"family": "inet", "name": name});
     // Adding first makes the deletion succeed where there was none.
     let commands = json!({"nftables": [{"add": {"table": table}}, {"delete": {"table": table}}]});
-    run(nft, &["-j", "-f", "-"], &commands).await.map(drop).map_err(|error| Fault::path(nft, error))
+    carry_out(nft, &commands).await
 }
 
-/// Our table, when there is one.
-pub(super) async fn read(nft: &Path) -> Result<BTreeMap<String, NftTable>, ReadError> {
+async fn carry_out(nft: &Path, commands: &Value) -> Result<(), Fault> {
+    let done = command::run(nft, &["-j", "-f", "-"], &commands.to_string()).await;
+    done.map(drop).map_err(|error| Fault::path(nft, error))
+}
+
+/// The tables of all families, as nft lists them.
+pub(super) async fn tables(nft: &Path) -> Result<Value, ReadError> {
+    list(nft, &["-j", "list", "tables"]).await.map_err(|error| ReadError::new("nftables", error))
+}
+
+/// Our table, when there is one among the tables.
+pub(super) async fn read(nft: &Path, tables: &Value) -> Result<BTreeMap<String, NftTable>, ReadError> {
     let failed = |error| ReadError::new("nftables", error);
-    let tables = list(nft, &["-j", "list", "tables", "inet"]).await.map_err(failed)?;
-    let ours = |object: &Value| object["table"]["name"].as_str() == Some(TABLE);
+    let ours = |object: &Value| object["table"]["family"] == "inet" && object["table"]["name"] == TABLE;
     if !tables["nftables"].as_array().is_some_and(|objects| objects.iter().any(ours)) {
         return Ok(BTreeMap::new());
     }
@@ -35,27 +43,6 @@ pub(super) async fn read(nft: &Path) -> Result<BTreeMap<String, NftTable>, ReadE
 }
 
 async fn list(nft: &Path, args: &[&str]) -> io::Result<Value> {
-    let output = run(nft, args, &Value::Null).await?;
+    let output = command::run(nft, args, "").await?;
     serde_json::from_slice(&output).map_err(io::Error::other)
-}
-
-/// Runs the command with `input` as JSON on its standard input; gives what it printed.
-async fn run(nft: &Path, args: &[&str], input: &Value) -> io::Result<Vec<u8>> {
-    let mut child = Command::new(nft)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take()
-        && !input.is_null()
-    {
-        stdin.write_all(input.to_string().as_bytes()).await?;
-    }
-    let output = child.wait_with_output().await?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }

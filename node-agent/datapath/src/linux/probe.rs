@@ -6,6 +6,7 @@ use basal_runtime::reason::Reason;
 use nix::sys::statfs::statfs;
 
 use super::Paths;
+use crate::forward::FilterTable;
 
 /// Number of `CAP_NET_ADMIN` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
@@ -31,6 +32,8 @@ pub enum Missing {
     Bpffs(String),
     /// `nft` does not run.
     Nft(String),
+    /// `iptables` does not run.
+    Iptables(String),
     /// The kernel's parameters cannot be written.
     Sysctl(String),
     /// The binary holds no programs.
@@ -45,6 +48,7 @@ impl Missing {
         const KERNEL: Reason = Reason::new("KernelTooOld");
         const BPFFS: Reason = Reason::new("BpffsMissing");
         const NFT: Reason = Reason::new("NftMissing");
+        const IPTABLES: Reason = Reason::new("IptablesMissing");
         const SYSCTL: Reason = Reason::new("SysctlReadOnly");
         const OBJECT: Reason = Reason::new("ProgramsNotBuilt");
         match self {
@@ -52,6 +56,7 @@ impl Missing {
             Self::Kernel(_) => KERNEL,
             Self::Bpffs(_) => BPFFS,
             Self::Nft(_) => NFT,
+            Self::Iptables(_) => IPTABLES,
             Self::Sysctl(_) => SYSCTL,
             Self::Object => OBJECT,
         }
@@ -71,6 +76,7 @@ impl fmt::Display for Missing {
             ),
             Self::Bpffs(path) => write!(f, "no bpffs is mounted at {path}; mount it: mount -t bpf bpf {path}"),
             Self::Nft(why) => write!(f, "nft cannot be run ({why}); install nftables"),
+            Self::Iptables(why) => write!(f, "iptables cannot be run ({why}); install iptables"),
             Self::Sysctl(why) => write!(f, "kernel parameters cannot be written ({why}); mount /proc/sys/net writable"),
             Self::Object => f.write_str("this build contains no BPF programs; run `cargo xtask ebpf` and build again"),
         }
@@ -88,11 +94,9 @@ pub fn probe(paths: &Paths) -> Vec<Missing> {
     if !is_bpffs(&paths.bpffs) {
         missing.push(Missing::Bpffs(paths.bpffs.display().to_string()));
     }
-    match Command::new(&paths.nft).arg("--version").output() {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => missing.push(Missing::Nft(output.status.to_string())),
-        Err(error) => missing.push(Missing::Nft(error.to_string())),
-    }
+    missing.extend(command(&paths.nft).err().map(Missing::Nft));
+    let iptables = FilterTable::ALL.iter().find_map(|table| command(Path::new(table.command())).err());
+    missing.extend(iptables.map(Missing::Iptables));
     if let Err(error) = writable(&paths.sysctl.join("net/ipv4/ip_forward")) {
         missing.push(Missing::Sysctl(error.to_string()));
     }
@@ -100,6 +104,15 @@ pub fn probe(paths: &Paths) -> Vec<Missing> {
         missing.push(Missing::Object);
     }
     missing
+}
+
+/// Runs a command that tells its version.
+fn command(program: &Path) -> Result<(), String> {
+    match Command::new(program).arg("--version").output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("{}: {}", program.display(), output.status)),
+        Err(error) => Err(format!("{}: {error}", program.display())),
+    }
 }
 
 /// True when the kernel has tcx links.

@@ -4,6 +4,7 @@
 
 mod adoption;
 mod check;
+mod forward;
 mod harness;
 mod layout;
 mod overlay;
