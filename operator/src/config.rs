@@ -1,5 +1,7 @@
 //! The operator's keys: Cilium's names and defaults (cilium-config ConfigMap of 1.20), plus the few of our own.
 
+use std::time::Duration;
+
 use basal_ipam::config::{FamilySettings, PoolConfig, PoolConfigError, PoolSettings};
 use basal_kvstore::flags::{ClusterFlags, EtcdFlags, EtcdSettings, FlagsError};
 use basal_objects::{kube::KubeFlags, leadership::LeadershipOptions};
@@ -122,6 +124,14 @@ pub struct CollectionFlags {
     /// Pause between two rounds over the identities in etcd; one that is unused in two rounds goes. 0 turns it off
     #[arg(long, default_value = "15m")]
     pub identity_gc_interval: GoDuration,
+
+    /// Pause between two rounds over the CiliumEndpoints; those whose pod is gone or has ended go. 0 turns it off
+    #[arg(long, default_value = "5m")]
+    pub cilium_endpoint_gc_interval: GoDuration,
+
+    /// Collect no CiliumEndpoints
+    #[arg(long)]
+    pub disable_endpoint_crd: bool,
 }
 
 /// What the operator serves.
@@ -182,11 +192,12 @@ impl OperatorConfig {
         self.leadership(String::new()).check().map_err(CheckError::Election)
     }
 
-    /// What is kept up in etcd beside nodes.
+    /// What is kept up beside nodes.
     #[must_use]
     pub fn duties(&self, etcd: &EtcdSettings) -> DutySettings {
-        let interval = self.collection.identity_gc_interval.0;
-        DutySettings { leases: etcd.leases, identity_gc: (!interval.is_zero()).then_some(interval) }
+        let gc = &self.collection;
+        let endpoint_gc = every(&gc.cilium_endpoint_gc_interval).filter(|_| !gc.disable_endpoint_crd);
+        DutySettings { leases: etcd.leases, identity_gc: every(&gc.identity_gc_interval), endpoint_gc }
     }
 
     /// How leadership is held by a process of this identity.
@@ -199,4 +210,9 @@ impl OperatorConfig {
             ..LeadershipOptions::new(&self.kubernetes.k8s_namespace, identity)
         }
     }
+}
+
+/// A period; 0 means never.
+fn every(period: &GoDuration) -> Option<Duration> {
+    (!period.0.is_zero()).then_some(period.0)
 }

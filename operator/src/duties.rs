@@ -1,5 +1,5 @@
-//! What a leader keeps up in etcd beside its nodes: the heartbeat, the cluster's configuration, the collection of
-//! identities that nobody uses.
+//! What a leader keeps up beside its nodes: the heartbeat, the cluster's configuration, the collection of identities and
+//! CiliumEndpoints that nobody uses.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,11 @@ use basal_kvstore::{
 use basal_runtime::env::TaskHandle;
 use tracing::{info, warn};
 
-use crate::{metrics::OperatorMetrics, ports::Ports};
+use crate::{
+    endpoint_gc::{EndpointGc, EndpointGcReport},
+    metrics::OperatorMetrics,
+    ports::Ports,
+};
 
 /// How the duties are done.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +30,8 @@ pub struct DutySettings {
     pub leases: LeaseRules,
     /// Pause between two rounds of identity collection; `None` turns it off.
     pub identity_gc: Option<Duration>,
+    /// Pause between two rounds of CiliumEndpoint collection; `None` turns it off.
+    pub endpoint_gc: Option<Duration>,
 }
 
 /// Starts them; they end when their handles are aborted.
@@ -43,6 +49,10 @@ pub(crate) fn start(ports: &Ports, settings: DutySettings, metrics: &OperatorMet
     if let Some(interval) = settings.identity_gc {
         let gc = IdentityGc::new(Arc::clone(&ports.kv), Locks::new(session), IdentityRange::of(ports.cluster.id()));
         tasks.push(ports.env.spawn("identity-gc", Box::pin(collect(gc, interval, metrics.clone()))));
+    }
+    if let Some(interval) = settings.endpoint_gc {
+        let gc = EndpointGc::new(Arc::clone(&ports.objects));
+        tasks.push(ports.env.spawn("endpoint-gc", Box::pin(collect_endpoints(gc, interval, metrics.clone()))));
     }
     tasks
 }
@@ -63,6 +73,20 @@ async fn collect(mut gc: IdentityGc, interval: Duration, metrics: OperatorMetric
                 warn!(%error, "identity collection failed");
                 metrics.collected(None);
             }
+        }
+    }
+}
+
+async fn collect_endpoints(gc: EndpointGc, interval: Duration, metrics: OperatorMetrics) {
+    loop {
+        tokio::time::sleep(interval).await;
+        match gc.round().await {
+            Ok(report) => {
+                let EndpointGcReport { alive, deleted, failed } = report;
+                info!(alive, deleted, failed, "CiliumEndpoint collection");
+                metrics.upkeep.endpoints_collected(&report);
+            }
+            Err(error) => warn!(%error, "CiliumEndpoint collection failed; the next round tries again"),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod duties;
+pub mod endpoint_gc;
 pub mod measured;
 pub mod metrics;
 pub mod node;

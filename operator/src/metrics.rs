@@ -16,6 +16,10 @@ use prometheus_client::{
 
 use crate::node::NodeCore;
 
+pub use upkeep::UpkeepMetrics;
+
+mod upkeep;
+
 /// The label of anything with a closed reason.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByReason {
@@ -41,6 +45,8 @@ pub struct OperatorMetrics {
     gc_runs: Family<ByOutcome, Counter>,
     gc_entries: Family<ByOutcome, Gauge>,
     blocks: Blocks,
+    /// What is kept in order beside nodes.
+    pub upkeep: UpkeepMetrics,
 }
 
 impl OperatorMetrics {
@@ -63,6 +69,7 @@ impl OperatorMetrics {
             r.register("identity_gc_entries", "Identities in the last round, by outcome", metrics.gc_entries.clone());
             r.register_collector(Box::new(metrics.blocks.clone()));
         });
+        metrics.upkeep.register(registry);
         metrics
     }
 

@@ -59,6 +59,7 @@ cluster-pool-ipv6-mask-size: {{ .clusterPoolIPv6MaskSize | quote }}
 cluster-pool-quarantine: {{ .clusterPoolQuarantine | quote }}
 {{- end }}
 identity-gc-interval: {{ .Values.operator.identityGCInterval | quote }}
+cilium-endpoint-gc-interval: {{ .Values.operator.endpointGCInterval | quote }}
 skip-crd-creation: {{ .Values.operator.skipCRDCreation | quote }}
 enable-metrics: {{ .Values.operator.prometheus.enabled | quote }}
 {{- if .Values.operator.prometheus.enabled }}

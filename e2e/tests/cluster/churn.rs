@@ -1,12 +1,13 @@
-//! Scenario 3: pods come and go, and nothing of them stays.
+//! Scenario 3: pods come and go, and nothing of them stays, not even what no agent knows of.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use basal_e2e::cluster::Cluster;
+use serde_json::json;
 
-use crate::view::{IP_RECORDS, agent_pod, basal, eventually, keys};
+use crate::view::{IP_RECORDS, agent_pod, basal, eventually, keys, operator_metric};
 use crate::workload::{delete, idle_deployment, running};
 
 const PODS: usize = 60;
@@ -21,9 +22,13 @@ struct Traces {
     endpoints: BTreeSet<String>,
 }
 
-/// Sixty pods at once, three times over.
+/// A CiliumEndpoint that no pod stands behind.
+const PLANTED: &str = "planted";
+
+/// Sixty pods at once, three times over. A CiliumEndpoint that lost its pod goes meanwhile.
 pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
     let before = traces(cluster)?;
+    plant_endpoint(cluster)?;
     let ids_before: BTreeSet<String> = keys(cluster, IDENTITIES)?.into_iter().collect();
     let mut ids_used = BTreeSet::new();
     for round in 1..=3 {
@@ -57,12 +62,25 @@ pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
         ensure!(grown.is_empty(), "left are {grown:?}");
         Ok(())
     })?;
+    // The traces held the planted one too.
+    let collected = operator_metric(cluster, "basal_operator_endpoint_gc_objects_total", &[r#""success""#])?;
+    ensure!(collected >= 1.0, "no operator says that it collected a CiliumEndpoint");
     ensure!(!ids_used.is_empty(), "pods with new labels brought no new identity key");
     eventually("identities that nobody uses to go", || {
         let left: Vec<String> = keys(cluster, IDENTITIES)?.into_iter().filter(|key| ids_used.contains(key)).collect();
         ensure!(left.is_empty(), "left are {left:?}");
         Ok(())
     })
+}
+
+/// Makes a CiliumEndpoint as an agent leaves one whose node was lost: its pod is not there.
+fn plant_endpoint(cluster: &Cluster) -> anyhow::Result<()> {
+    let status = json!({"networking": {"addressing": [{"ipv4": "192.0.2.77"}], "node": "192.0.2.1"}, "state": "ready"});
+    let object = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint",
+        "metadata": {"name": PLANTED, "namespace": "default"}, "status": status,
+    });
+    cluster.apply(&object.to_string())
 }
 
 impl Traces {

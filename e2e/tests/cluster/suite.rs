@@ -39,6 +39,7 @@ pub(crate) fn values() -> Value {
         }},
         "operator": {
             "identityGCInterval": "10s",
+            "endpointGCInterval": "10s",
             "leaderElection": {"leaseDuration": "3s", "renewDeadline": "2s", "retryPeriod": "500ms"},
         },
     })

@@ -1,14 +1,18 @@
 //! A cluster of Nodes without kubelets, and operators over it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use basal_crds::names::{Cluster, ClusterId, ClusterName};
 use basal_ipam::config::{FamilySettings, PoolConfig, PoolSettings};
-use basal_kvstore::leases::LeaseRules;
+use basal_kvstore::{kv::Kv, leases::LeaseRules};
 use basal_objects::{
     leadership::LeadershipOptions,
     object::{Object, ObjectKey, resources},
-    port::{MergePatch, Preconditions},
+    port::{MergePatch, Objects, Preconditions},
 };
 use basal_operator::{
     duties::DutySettings,
@@ -24,6 +28,8 @@ use basal_sim::{
     world::{Options, Trouble, World},
 };
 use serde_json::{Value, json};
+
+use crate::blind::{Blind, Sometimes};
 
 /// How long anything may take in virtual time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(600);
@@ -61,22 +67,66 @@ pub(crate) fn run(seed: u64, scenario: impl AsyncFnOnce(&World) -> Result<(), Tr
     }
 }
 
-/// Starts an operator, which starts again whenever it ends.
-pub(crate) fn operator(world: &World, name: &str, pool: &PoolConfig) {
-    let pool = pool.clone();
-    world.start(name, Restart::After(Duration::from_secs(2)), move |ports| one_operator(ports, pool.clone()));
+/// How an operator of these tests works.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    pub(crate) pool: PoolConfig,
+    pub(crate) duties: DutySettings,
+    /// Whether its servers keep back what happens.
+    pub(crate) blind: Blind,
+    /// The metrics of the last process of it.
+    pub(crate) shown: Shown,
 }
 
-async fn one_operator(process: ProcessPorts, pool: PoolConfig) {
+impl Setup {
+    /// With the defaults of the configuration, but for the quarantine.
+    pub(crate) fn new(pool: PoolConfig) -> Self {
+        let duties = DutySettings {
+            leases: LeaseRules::default(),
+            identity_gc: Some(Duration::from_secs(900)),
+            endpoint_gc: Some(Duration::from_secs(300)),
+        };
+        Self { pool, duties, blind: Blind::default(), shown: Shown::default() }
+    }
+}
+
+/// The metrics of a process that runs.
+#[derive(Clone, Default)]
+pub(crate) struct Shown(Arc<Mutex<Option<Metrics>>>);
+
+impl Shown {
+    /// The value of one series, by its name and labels as they stand in the text; 0 where there is none.
+    pub(crate) fn value(&self, series: &str) -> u64 {
+        let text = self.0.lock().unwrap().as_ref().map(|metrics| metrics.text().unwrap()).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_default()
+    }
+}
+
+/// Starts an operator, which starts again whenever it ends.
+pub(crate) fn operator(world: &World, name: &str, pool: &PoolConfig) {
+    operator_of(world, name, Setup::new(pool.clone()));
+}
+
+/// The same, set up otherwise.
+pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
+    world.start(name, Restart::After(Duration::from_secs(2)), move |ports| one_operator(ports, setup.clone()));
+}
+
+async fn one_operator(process: ProcessPorts, setup: Setup) {
+    let Setup { pool, duties, blind, shown } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
     let lease = Arc::clone(&process.objects);
-    let ports = Ports::new(process.env, process.objects, process.kv, cluster);
+    let objects: Arc<dyn Objects> = Arc::new(Sometimes { server: process.objects, blind: blind.clone() });
+    let kv: Arc<dyn Kv> = Arc::new(Sometimes { server: process.kv, blind });
+    let ports = Ports::new(process.env, objects, kv, cluster);
     let metrics = Metrics::new("basal_operator");
+    *shown.0.lock().unwrap() = Some(metrics.clone());
     let settings = Settings {
         pool,
         quarantine: QUARANTINE,
         election: LeadershipOptions::new("kube-system", process.id.to_string()),
-        duties: DutySettings { leases: LeaseRules::default(), identity_gc: Some(Duration::from_secs(900)) },
+        duties,
         definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
     };
     let controllers = metrics.register(ControllerMetrics::register);

@@ -65,6 +65,12 @@ fn a_real_api_server_takes_every_object_and_grants_no_more_than_needed() {
         ("basal-operator", "get", "secrets", "kube-system", "no"),
         ("basal-operator", "list", "secrets", "kube-system", "no"),
         ("basal-operator", "create", "pods", "kube-system", "no"),
+        ("basal-operator", "get", "pods", "default", "yes"),
+        ("basal-operator", "list", "pods", "default", "yes"),
+        ("basal-operator", "watch", "pods", "default", "no"),
+        ("basal-operator", "delete", "pods", "default", "no"),
+        ("basal-operator", "delete", "ciliumendpoints.cilium.io", "default", "yes"),
+        ("basal-operator", "patch", "ciliumendpoints.cilium.io", "default", "no"),
         ("basal-operator", "patch", "nodes", "kube-system", "no"),
         ("basal-operator", "delete", "nodes", "kube-system", "no"),
         (

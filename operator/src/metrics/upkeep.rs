@@ -1,0 +1,39 @@
+//! What the operator collects.
+
+use basal_runtime::metrics::Metrics;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
+
+use crate::endpoint_gc::EndpointGcReport;
+
+/// The label of Cilium's `endpoint_gc_objects`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByEnd {
+    outcome: &'static str,
+}
+
+/// Metrics of what the operator keeps in order beside nodes. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct UpkeepMetrics {
+    endpoints: Family<ByEnd, Counter>,
+}
+
+impl UpkeepMetrics {
+    pub(super) fn register(&self, registry: &Metrics) {
+        registry.register(|r| {
+            r.register("endpoint_gc_objects", "CiliumEndpoints without pod, by outcome", self.endpoints.clone());
+        });
+        // Shown from the start, so that a rate can be taken of the first one.
+        self.endpoints_collected(&EndpointGcReport::default());
+    }
+
+    /// A round over the CiliumEndpoints ended.
+    pub fn endpoints_collected(&self, report: &EndpointGcReport) {
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        for (outcome, n) in [("success", report.deleted), ("fail", report.failed)] {
+            self.endpoints.get_or_create(&ByEnd { outcome }).inc_by(count(n));
+        }
+    }
+}
