@@ -129,6 +129,10 @@ pub struct CollectionFlags {
     #[arg(long, default_value = "5m")]
     pub cilium_endpoint_gc_interval: GoDuration,
 
+    /// How long a CiliumNode without Node stays; one whose Node went goes at once. 0 lets it stay
+    #[arg(long, default_value = "5m")]
+    pub nodes_gc_interval: GoDuration,
+
     /// Collect no CiliumEndpoints
     #[arg(long)]
     pub disable_endpoint_crd: bool,
@@ -198,6 +202,12 @@ impl OperatorConfig {
         let gc = &self.collection;
         let endpoint_gc = every(&gc.cilium_endpoint_gc_interval).filter(|_| !gc.disable_endpoint_crd);
         DutySettings { leases: etcd.leases, identity_gc: every(&gc.identity_gc_interval), endpoint_gc }
+    }
+
+    /// How long a CiliumNode that never had a Node stays; `None` is for ever.
+    #[must_use]
+    pub fn node_gc(&self) -> Option<Duration> {
+        every(&self.collection.nodes_gc_interval)
     }
 
     /// How leadership is held by a process of this identity.

@@ -3,6 +3,7 @@
 //! One file for each of the five steps; [`controller`] ties them to the driver.
 
 mod controller;
+mod dangling;
 mod error;
 mod facts;
 mod observe;
@@ -13,6 +14,7 @@ mod validate;
 mod write;
 
 pub use controller::{NodeController, NodeCore, Views};
+pub use dangling::Dangling;
 pub use error::NodeError;
 pub use facts::{CiliumNodeFacts, NodeFacts};
 pub use records::Records;

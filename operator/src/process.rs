@@ -76,6 +76,7 @@ pub async fn main() -> anyhow::Result<()> {
         pool: config.pool()?,
         quarantine: config.pool.cluster_pool_quarantine.0,
         election: config.leadership(identity(&host.to_string_lossy(), env.as_ref())),
+        node_gc: config.node_gc(),
         duties: config.duties(&etcd),
         definitions: definitions(&config),
     };

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 use crate::{
     duties::{self, DutySettings},
     metrics::OperatorMetrics,
-    node::{CiliumNodeFacts, NodeController, NodeFacts, Records, Reporter, Views},
+    node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Records, Reporter, Views},
     ports::Ports,
     term::{self, Begun, kv::TermKv},
 };
@@ -64,7 +64,9 @@ pub struct Settings {
     pub quarantine: Duration,
     /// How leadership is held.
     pub election: LeadershipOptions,
-    /// What is kept up in etcd beside nodes.
+    /// How long a CiliumNode that never had a Node stays; `None` is for ever.
+    pub node_gc: Option<Duration>,
+    /// What is kept up beside nodes.
     pub duties: DutySettings,
     /// CustomResourceDefinitions to install; none leaves them to somebody else.
     pub definitions: Vec<Object>,
@@ -303,10 +305,12 @@ impl Operator {
     }
 
     async fn try_begin(&self, ports: &Ports, elector: &Elector) -> Result<Begun, String> {
-        let Settings { pool, quarantine, definitions, .. } = &self.settings;
+        let Settings { pool, quarantine, node_gc, definitions, .. } = &self.settings;
         let installed = crd_install::install(ports.objects.as_ref(), ports.env.as_ref(), definitions, CRD_LIMIT).await;
         installed.map_err(|error| chain(&error))?;
-        term::begin(ports, elector, pool, *quarantine).await.map_err(|error| chain(&error))
+        let begun = term::begin(ports, elector, pool, *quarantine).await.map_err(|error| chain(&error))?;
+        lock(&begun.core).dangling = Dangling::new(*node_gc);
+        Ok(begun)
     }
 }
 

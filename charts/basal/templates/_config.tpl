@@ -60,6 +60,7 @@ cluster-pool-quarantine: {{ .clusterPoolQuarantine | quote }}
 {{- end }}
 identity-gc-interval: {{ .Values.operator.identityGCInterval | quote }}
 cilium-endpoint-gc-interval: {{ .Values.operator.endpointGCInterval | quote }}
+nodes-gc-interval: {{ .Values.operator.nodeGCInterval | quote }}
 skip-crd-creation: {{ .Values.operator.skipCRDCreation | quote }}
 enable-metrics: {{ .Values.operator.prometheus.enabled | quote }}
 {{- if .Values.operator.prometheus.enabled }}

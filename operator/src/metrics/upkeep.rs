@@ -18,15 +18,22 @@ struct ByEnd {
 #[derive(Debug, Clone, Default)]
 pub struct UpkeepMetrics {
     endpoints: Family<ByEnd, Counter>,
+    cilium_nodes: Counter,
 }
 
 impl UpkeepMetrics {
     pub(super) fn register(&self, registry: &Metrics) {
         registry.register(|r| {
             r.register("endpoint_gc_objects", "CiliumEndpoints without pod, by outcome", self.endpoints.clone());
+            r.register("ciliumnodes_collected", "CiliumNodes without Node that were deleted", self.cilium_nodes.clone());
         });
         // Shown from the start, so that a rate can be taken of the first one.
         self.endpoints_collected(&EndpointGcReport::default());
+    }
+
+    /// A CiliumNode without Node was deleted.
+    pub fn cilium_node_collected(&self) {
+        self.cilium_nodes.inc();
     }
 
     /// A round over the CiliumEndpoints ended.

@@ -28,6 +28,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::Instant;
 
 use super::{
+    dangling::Dangling,
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Observed, SeenNode, Valid},
@@ -56,6 +57,8 @@ pub struct NodeCore {
     pub cluster: Cluster,
     /// How much goes into one batch of the ledger.
     pub limits: Limits,
+    /// CiliumNodes without Node.
+    pub dangling: Dangling,
     /// The ledger must be read before it is written again.
     reload: bool,
 }
@@ -64,7 +67,7 @@ impl NodeCore {
     /// The state at the begin of a term, when everything that nodes carry was adopted.
     #[must_use]
     pub fn new(allocator: Allocator, begun: Instant, cluster: Cluster, limits: Limits) -> Self {
-        Self { allocator, begun, cluster, limits, reload: false }
+        Self { allocator, begun, cluster, limits, dangling: Dangling::default(), reload: false }
     }
 }
 
@@ -326,7 +329,8 @@ impl Controller for NodeController {
 
     fn plan(core: &mut NodeCore, batch: BTreeMap<NodeName, Valid>, now: Instant) -> Plan {
         let since = now.saturating_duration_since(core.begun);
-        plan(&core.cluster, &mut core.allocator, core.reload, batch, core.limits, since)
+        let NodeCore { allocator, cluster, limits, dangling, reload, .. } = core;
+        plan(cluster, allocator, dangling, *reload, batch, *limits, since)
     }
 
     async fn apply(&self, plan: Plan) -> PerKey<Self, Applied> {

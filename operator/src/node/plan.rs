@@ -23,6 +23,7 @@ use basal_ipam::{
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
+    dangling::{Dangling, Verdict, dangles},
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Presence, Unreadable, Valid},
@@ -144,6 +145,7 @@ pub struct Plan {
 pub(super) fn plan(
     cluster: &Cluster,
     allocator: &mut Allocator,
+    dangling: &mut Dangling,
     reload: bool,
     batch: BTreeMap<NodeName, Valid>,
     limits: Limits,
@@ -152,12 +154,13 @@ pub(super) fn plan(
     let nodes = batch.into_iter().map(|(name, valid)| {
         let plan = match valid.presence {
             Presence::Present { node, carried, unreadable } => {
+                dangling.forget(&name);
                 let view = ServedView { cilium_node: valid.cilium_node, record: valid.record, carried, unreadable };
                 serve(cluster, allocator, &name, node, view, now)
             }
             Presence::Gone(leftovers) => {
                 let view = GoneView { cilium_node: valid.cilium_node, record: valid.record, leftovers };
-                withdraw(allocator, &name, view, now)
+                withdraw(allocator, dangling, &name, view, now)
             }
         };
         (name, plan)
@@ -240,21 +243,41 @@ struct GoneView {
 }
 
 /// Takes back what a node had that is gone.
-fn withdraw(allocator: &mut Allocator, name: &NodeName, view: GoneView, now: Duration) -> NodePlan {
+fn withdraw(
+    allocator: &mut Allocator,
+    dangling: &mut Dangling,
+    name: &NodeName,
+    view: GoneView,
+    now: Duration,
+) -> NodePlan {
     let GoneView { cilium_node, record, leftovers } = view;
     let claims = allocator.claims(name);
     let mut plan =
         NodePlan { actions: Vec::new(), complaints: Vec::new(), wait: Wait::Nothing, node: None, cilium_node };
+    let withdrawal = |allocator: &Allocator| Action::WithdrawRecord {
+        guard: Guard { term: allocator.term().clone(), cells: BTreeMap::new() },
+    };
     if let Some(facts) = plan.cilium_node.as_ref().filter(|facts| !facts.keep || !facts.pod_cidrs.is_empty()) {
+        if dangles(facts, &claims) {
+            let wait = match dangling.look(name, &facts.uid, now) {
+                Verdict::Stays => Some(Wait::Nothing),
+                Verdict::Waits(left) => Some(Wait::Until(left)),
+                Verdict::Goes => None,
+            };
+            if let Some(wait) = wait {
+                // Nobody is behind it whom others should send packets to.
+                plan.actions.extend(record.map(|_| withdrawal(allocator)));
+                plan.wait = wait;
+                return plan;
+            }
+        }
         plan.actions.push(let_go(facts));
         // Whatever becomes of the write, the next look sees it; only then are blocks released.
         plan.wait = Wait::Ledger;
         return plan;
     }
-    if record.is_some() {
-        let guard = Guard { term: allocator.term().clone(), cells: BTreeMap::new() };
-        plan.actions.push(Action::WithdrawRecord { guard });
-    }
+    dangling.forget(name);
+    plan.actions.extend(record.map(|_| withdrawal(allocator)));
     if claims.iter().any(|claim| claim.block.state != BlockState::Quarantined) {
         let uid = claims.iter().find_map(|claim| claim.block.uid.clone());
         plan.wait = Wait::Ledger;

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use super::{
     controller::{Applied, Views},
     error::NodeError,
+    facts::CiliumNodeFacts,
     plan::Wait,
 };
 use crate::{metrics::OperatorMetrics, ports::Ports};
@@ -31,6 +32,8 @@ const ALLOCATE: Reason = Reason::new("Allocate");
 const ADOPT: Reason = Reason::new("Adopt");
 const ASSIGNED: Reason = Reason::new("PodCIDRAssigned");
 const NOT_KEPT: Reason = Reason::new("PodCIDRNotKept");
+const COLLECT: Reason = Reason::new("Collect");
+const COLLECTED: Reason = Reason::new("CiliumNodeCollected");
 
 /// Tells. Clones share what was told.
 #[derive(Debug, Clone)]
@@ -96,6 +99,9 @@ impl Reporter {
             if applied.written.published {
                 self.metrics.record_written();
             }
+            if let Some(facts) = applied.seen.as_ref().filter(|_| applied.written.deleted) {
+                self.collected(name, facts);
+            }
             if let Some(blocks) = applied.written.handed_out.as_ref().filter(|blocks| !blocks.is_empty()) {
                 self.metrics.granted();
                 let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
@@ -133,6 +139,18 @@ impl Reporter {
             Outcome::Refused(ObjectRefusal::NotFound(_)) => Ok(None),
             other => super::write::done("the status of the CiliumNode was not written", other).map(Some),
         }
+    }
+
+    /// A CiliumNode that no Node stands behind was deleted.
+    fn collected(&self, name: &NodeName, facts: &CiliumNodeFacts) {
+        self.metrics.upkeep.cilium_node_collected();
+        let blocks = if facts.pod_cidrs.is_empty() { "none".to_owned() } else { facts.pod_cidrs.join(", ") };
+        let note = format!("there is no Node of this name, so the CiliumNode was deleted; its PodCIDRs: {blocks}");
+        // The caches may have forgotten it already.
+        let (resource, key) = (resources::CILIUM_NODE, ObjectKey::cluster(name.as_str()));
+        let regarding = Regarding { resource, key, uid: facts.uid.clone() };
+        let event_type = EventType::Normal;
+        self.events.record(Happening { regarding, event_type, reason: COLLECTED, action: COLLECT, note });
     }
 
     /// An event on the Node and on the CiliumNode.

@@ -72,6 +72,7 @@ pub(crate) fn run(seed: u64, scenario: impl AsyncFnOnce(&World) -> Result<(), Tr
 pub(crate) struct Setup {
     pub(crate) pool: PoolConfig,
     pub(crate) duties: DutySettings,
+    pub(crate) node_gc: Option<Duration>,
     /// Whether its servers keep back what happens.
     pub(crate) blind: Blind,
     /// The metrics of the last process of it.
@@ -86,7 +87,7 @@ impl Setup {
             identity_gc: Some(Duration::from_secs(900)),
             endpoint_gc: Some(Duration::from_secs(300)),
         };
-        Self { pool, duties, blind: Blind::default(), shown: Shown::default() }
+        Self { pool, duties, node_gc: Some(Duration::from_secs(300)), blind: Blind::default(), shown: Shown::default() }
     }
 }
 
@@ -114,7 +115,7 @@ pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
 }
 
 async fn one_operator(process: ProcessPorts, setup: Setup) {
-    let Setup { pool, duties, blind, shown } = setup;
+    let Setup { pool, duties, node_gc, blind, shown } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
     let lease = Arc::clone(&process.objects);
     let objects: Arc<dyn Objects> = Arc::new(Sometimes { server: process.objects, blind: blind.clone() });
@@ -126,6 +127,7 @@ async fn one_operator(process: ProcessPorts, setup: Setup) {
         pool,
         quarantine: QUARANTINE,
         election: LeadershipOptions::new("kube-system", process.id.to_string()),
+        node_gc,
         duties,
         definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
     };

@@ -4,6 +4,7 @@
 mod blind;
 mod cluster;
 mod crashes;
+mod dangling;
 mod endpoints;
 mod gone;
 mod input;
