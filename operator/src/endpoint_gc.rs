@@ -15,6 +15,8 @@ use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tracing::{info, warn};
 
+use crate::node::endpoints::owning_pod;
+
 /// Pods that are read at once.
 const CONCURRENCY: usize = 16;
 
@@ -63,17 +65,16 @@ struct Endpoint {
 impl Endpoint {
     /// `None` for one that is none of a pod's, or goes already.
     fn of(object: &Object) -> Option<Self> {
+        let pod = owning_pod(object);
         let owners = object.0.pointer("/metadata/ownerReferences").and_then(Value::as_array);
-        let owners: Vec<&Value> = owners.into_iter().flatten().collect();
-        let pod = owners.iter().find(|owner| owner["kind"] == "Pod" && owner["apiVersion"] == "v1");
-        if object.is_deleting() || (pod.is_none() && !owners.is_empty()) {
+        if object.is_deleting() || (pod.is_none() && owners.is_some_and(|owners| !owners.is_empty())) {
             return None;
         }
         Some(Self {
             key: object.key(),
             uid: object.uid().to_owned(),
             resource_version: object.resource_version().to_owned(),
-            pod: pod.and_then(|owner| owner["uid"].as_str()).map(str::to_owned),
+            pod: pod.map(str::to_owned),
         })
     }
 

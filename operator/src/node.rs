@@ -4,6 +4,7 @@
 
 mod controller;
 mod dangling;
+pub(crate) mod endpoints;
 mod error;
 mod facts;
 mod observe;
@@ -15,6 +16,7 @@ mod write;
 
 pub use controller::{NodeController, NodeCore, Views};
 pub use dangling::Dangling;
+pub use endpoints::{UnreadableEndpoint, UnreadableEndpoints};
 pub use error::NodeError;
 pub use facts::{CiliumNodeFacts, NodeFacts};
 pub use records::Records;

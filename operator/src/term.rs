@@ -5,12 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use basal_crds::resources::CiliumEndpoint;
 use basal_ipam::{
     allocator::{Allocator, Carried, CarriedBlock, Loss, Next},
     config::PoolConfig,
@@ -31,7 +29,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    node::{CiliumNodeFacts, NodeCore, NodeFacts},
+    node::{CiliumNodeFacts, NodeCore, NodeFacts, endpoints::InUse},
     ports::Ports,
 };
 
@@ -148,27 +146,29 @@ async fn carried(ports: &Ports) -> Result<Vec<Carried>, BeginError> {
         let Ok(name) = NodeName::new(object.name()) else { continue };
         all.push((name, facts.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect()));
     }
-    let live = live_addresses(ports, &all).await?;
-    let is_live = |at: &PodCidr| live.iter().any(|address| at.contains_address(*address));
-    let block = |at: PodCidr| CarriedBlock { at, live: is_live(&at) };
-    let carried = all.into_iter().map(|(node, blocks)| Carried {
-        uid: uids.get(&node).cloned(),
-        node,
-        blocks: blocks.into_iter().map(block).collect(),
+    let in_use = in_use(ports, &all).await?;
+    // One that cannot be read may have any address of its node.
+    let unreadable: BTreeSet<&NodeName> = in_use.unreadable().iter().filter_map(|one| one.node.as_ref()).collect();
+    let carried = all.into_iter().map(|(node, blocks)| {
+        let live = |at: &PodCidr| unreadable.contains(&node) || in_use.has_address_in(at);
+        let blocks = blocks.into_iter().map(|at| CarriedBlock { at, live: live(&at) }).collect();
+        Carried { uid: uids.get(&node).cloned(), node, blocks }
     });
     Ok(carried.collect())
 }
 
-/// The addresses of all endpoints, when two nodes list overlapping blocks: only then do they decide anything.
-async fn live_addresses(ports: &Ports, all: &[(NodeName, Vec<PodCidr>)]) -> Result<BTreeSet<IpAddr>, BeginError> {
+/// What all endpoints use, when two nodes list overlapping blocks: only then do they decide anything.
+async fn in_use(ports: &Ports, all: &[(NodeName, Vec<PodCidr>)]) -> Result<InUse, BeginError> {
     let mut blocks: Vec<&PodCidr> = all.iter().flat_map(|(_, blocks)| blocks).collect();
     blocks.sort_by_key(|block| (block.family(), block.first()));
     if !blocks.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
-        return Ok(BTreeSet::new());
+        return Ok(InUse::default());
     }
-    let endpoints = ports.objects.list(resources::CILIUM_ENDPOINT, &Scope::default(), Freshness::Quorum).await?;
-    let parsed = endpoints.items.iter().filter_map(|object| object.parse::<CiliumEndpoint>().ok());
-    Ok(parsed.flat_map(|endpoint| endpoint.addresses()).collect())
+    let in_use = InUse::read(ports.objects.as_ref()).await?;
+    for endpoint in in_use.unreadable() {
+        warn!(endpoint = %endpoint.key, why = endpoint.why, "a CiliumEndpoint that cannot be read");
+    }
+    Ok(in_use)
 }
 
 /// Writes what was adopted, before anything is granted.

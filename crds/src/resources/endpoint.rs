@@ -26,12 +26,27 @@ pub struct CiliumEndpoint {
     pub status: EndpointStatus,
 }
 
+/// A field of a CiliumEndpoint holds no address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {value:?} is not an IP address")]
+pub struct EndpointAddressError {
+    /// The field.
+    pub field: String,
+    /// What it holds.
+    pub value: String,
+}
+
 impl CiliumEndpoint {
-    /// The pod's addresses; entries that are no address are left out.
+    /// The pod's addresses, in order; an entry that is no address is an error.
     #[must_use]
-    pub fn addresses(&self) -> Vec<IpAddr> {
+    pub fn addresses(&self) -> Vec<Result<IpAddr, EndpointAddressError>> {
         let pairs = self.status.networking.iter().flat_map(|networking| &networking.addressing);
-        pairs.flat_map(|pair| [&pair.ipv4, &pair.ipv6]).filter_map(|text| parse_ip(text)).collect()
+        let texts = pairs.enumerate().flat_map(|(i, pair)| [(i, "ipv4", &pair.ipv4), (i, "ipv6", &pair.ipv6)]);
+        let address = |(i, field, text): (usize, &str, &String)| {
+            let field = format!("status.networking.addressing[{i}].{field}");
+            parse_ip(text).ok_or_else(|| EndpointAddressError { field, value: text.clone() })
+        };
+        texts.filter(|(_, _, text)| !text.is_empty()).map(address).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use basal_crds::{kvstore::keys, names::Cluster, resources::CiliumEndpoint};
+use basal_crds::{kvstore::keys, names::Cluster};
 use basal_ipam::{
     allocator::{Allocator, Batch, BatchId, Next},
     ledger::{Limits, Loaded, SwapAnswer},
@@ -18,7 +18,6 @@ use basal_kvstore::kv::{Range, Revision};
 use basal_objects::{
     cache::{Cache, OwnWrites, Value},
     object::{ObjectKey, resources},
-    port::{Freshness, Scope},
 };
 use basal_runtime::{
     controller::{Controller, PerKey, Revisit},
@@ -29,6 +28,7 @@ use tokio::time::Instant;
 
 use super::{
     dangling::Dangling,
+    endpoints::InUse,
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Observed, SeenNode, Valid},
@@ -197,32 +197,21 @@ impl NodeController {
             return Ok(());
         }
         let records = self.ports.kv.range(Range { keys_only: true, ..Range::prefix(keys::IPS_PREFIX) }).await?;
-        let mut with_endpoints = BTreeSet::new();
+        let mut in_use = InUse::default();
         if blocks.iter().any(|(_, block)| due.contains(block)) {
-            with_endpoints = self.blocks_with_endpoints(&blocks).await?;
+            in_use = InUse::read(self.ports.objects.as_ref()).await?;
         }
         for (name, block) in blocks {
             let Some(Ok(seen)) = observed.get_mut(&name) else { continue };
             let inside = records.kvs.iter().filter(|kv| holds(block, &kv.key)).map(|kv| kv.key.clone());
             seen.leftovers.ip_records.extend(inside);
-            if with_endpoints.contains(&block) {
+            if in_use.has_address_in(&block) {
                 seen.leftovers.with_endpoints.insert(block);
             }
+            let unreadable = in_use.unreadable().iter().filter(|endpoint| endpoint.may_be_of(&name));
+            seen.leftovers.unreadable = unreadable.cloned().collect();
         }
         Ok(())
-    }
-
-    async fn blocks_with_endpoints(&self, blocks: &[(NodeName, PodCidr)]) -> Result<BTreeSet<PodCidr>, NodeError> {
-        let endpoints =
-            self.ports.objects.list(resources::CILIUM_ENDPOINT, &Scope::default(), Freshness::Quorum).await?;
-        let addresses: Vec<std::net::IpAddr> = endpoints
-            .items
-            .iter()
-            .filter_map(|object| object.parse::<CiliumEndpoint>().ok())
-            .flat_map(|endpoint| endpoint.addresses())
-            .collect();
-        let used = |block: &PodCidr| addresses.iter().any(|address| block.contains_address(*address));
-        Ok(blocks.iter().map(|(_, block)| *block).filter(used).collect())
     }
 
     async fn write_node(&self, name: NodeName, plan: NodePlan, ledger: Arc<LedgerEnd>) -> (NodeName, Applied) {

@@ -14,6 +14,8 @@ use basal_runtime::{
     reason::Reason,
 };
 
+use super::endpoints::UnreadableEndpoints;
+
 /// How long a node that was refused waits before it is looked at again. A pool that changes, a node that leaves and a
 /// block that is freed bring it back sooner.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
@@ -38,6 +40,12 @@ pub enum NodeError {
     /// A block cannot leave quarantine.
     #[error(transparent)]
     Free(#[from] FreeError),
+    /// CiliumEndpoints that may use the blocks of a node that is gone.
+    #[error(
+        "the blocks of the node stay in quarantine, because these CiliumEndpoints cannot be read and may have addresses in \
+         them: {0}; correct or delete them"
+    )]
+    Endpoints(UnreadableEndpoints),
     /// The API server has no answer.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -97,11 +105,13 @@ impl Failure for NodeError {
         const ETCD_UNAVAILABLE: Reason = Reason::new("EtcdUnavailable");
         const ETCD_REFUSED: Reason = Reason::new("EtcdRefused");
         const IN_USE: Reason = Reason::new("QuarantineNotOver");
+        const ENDPOINT_UNREADABLE: Reason = Reason::new("EndpointUnreadable");
         match self {
             Self::NodeInvalid(_) => NODE_INVALID,
             Self::CiliumNodeInvalid(_) | Self::Field(_) => CILIUM_NODE_INVALID,
             Self::Refused(refusal) | Self::Free(FreeError::Refused(refusal)) => Reason::new(refusal.reason()),
             Self::Free(_) => IN_USE,
+            Self::Endpoints(_) => ENDPOINT_UNREADABLE,
             Self::Read(_) | Self::WriteUnknown { .. } => API_SERVER_UNAVAILABLE,
             Self::Write { refusal: ObjectRefusal::Conflict(_) | ObjectRefusal::AlreadyExists, .. } => CONFLICT,
             Self::Write { .. } => WRITE_REFUSED,
@@ -121,7 +131,7 @@ impl Failure for NodeError {
             Self::Refused(Refusal::OnlyQuarantined { next_in, .. }) => {
                 Retry::After((*next_in).clamp(Duration::from_secs(1), REFUSED_PAUSE))
             }
-            Self::Refused(_) => Retry::After(REFUSED_PAUSE),
+            Self::Refused(_) | Self::Endpoints(_) => Retry::After(REFUSED_PAUSE),
             Self::FenceLost | Self::Ledger(LedgerError::StoreReplaced(_)) => Retry::EndTerm,
             Self::Read(ReadError::TooManyRequests { retry_after: Some(pause) })
             | Self::Write { refusal: ObjectRefusal::TooManyRequests { retry_after: Some(pause) }, .. } => {

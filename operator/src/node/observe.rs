@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use basal_ipam::{names::NodeUid, prefix::PodCidr};
 
-use super::facts::{CiliumNodeFacts, NodeFacts};
+use super::{
+    endpoints::UnreadableEndpoint,
+    facts::{CiliumNodeFacts, NodeFacts},
+};
 
 /// One look at everything that is called by a node's name.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +40,8 @@ pub struct Leftovers {
     pub ip_records: Vec<String>,
     /// Blocks in which a CiliumEndpoint has an address.
     pub with_endpoints: BTreeSet<PodCidr>,
+    /// CiliumEndpoints that may have an address in any of its blocks.
+    pub unreadable: Vec<UnreadableEndpoint>,
 }
 
 /// An observation without impossible parts.

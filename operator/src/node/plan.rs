@@ -24,6 +24,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
     dangling::{Dangling, Verdict, dangles},
+    endpoints::UnreadableEndpoints,
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Presence, Unreadable, Valid},
@@ -91,6 +92,8 @@ pub enum Complaint {
     Free(FreeError),
     /// A field of the CiliumNode keeps the record from being made.
     Field(NodeFieldError),
+    /// CiliumEndpoints that cannot be read keep the blocks of a node that is gone in quarantine.
+    Endpoints(UnreadableEndpoints),
 }
 
 impl From<Complaint> for NodeError {
@@ -100,6 +103,7 @@ impl From<Complaint> for NodeError {
             Complaint::Unreadable(Unreadable { error, .. }) => Self::Refused(Refusal::Unparsable(error)),
             Complaint::Free(error) => Self::Free(error),
             Complaint::Field(error) => Self::Field(error),
+            Complaint::Endpoints(unreadable) => Self::Endpoints(unreadable),
         }
     }
 }
@@ -317,9 +321,14 @@ fn free_what_is_due(
 ) -> Wait {
     let due = allocator.due(now);
     let mut wait = Wait::Nothing;
+    let unreadable = &leftovers.unreadable;
+    if !unreadable.is_empty() && claims.iter().any(|claim| due.contains(&claim.at)) {
+        complaints.push(Complaint::Endpoints(UnreadableEndpoints(unreadable.clone())));
+    }
     for claim in claims.iter().filter(|claim| due.contains(&claim.at)) {
-        let in_use =
-            leftovers.with_endpoints.contains(&claim.at) || leftovers.ip_records.iter().any(|key| holds(claim.at, key));
+        let in_use = !unreadable.is_empty()
+            || leftovers.with_endpoints.contains(&claim.at)
+            || leftovers.ip_records.iter().any(|key| holds(claim.at, key));
         if in_use {
             allocator.rest_again(claim.at, now);
             continue;

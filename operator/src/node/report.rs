@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::{
     controller::{Applied, Views},
+    endpoints::UnreadableEndpoints,
     error::NodeError,
     facts::CiliumNodeFacts,
     plan::Wait,
@@ -32,6 +33,7 @@ const ALLOCATE: Reason = Reason::new("Allocate");
 const ADOPT: Reason = Reason::new("Adopt");
 const ASSIGNED: Reason = Reason::new("PodCIDRAssigned");
 const NOT_KEPT: Reason = Reason::new("PodCIDRNotKept");
+const FREE: Reason = Reason::new("Free");
 const COLLECT: Reason = Reason::new("Collect");
 const COLLECTED: Reason = Reason::new("CiliumNodeCollected");
 
@@ -112,6 +114,9 @@ impl Reporter {
         match &outcome {
             Some(error) if is_for_users(error) => {
                 self.metrics.refused(error.reason().as_str());
+                if let NodeError::Endpoints(unreadable) = error {
+                    self.unreadable(name, error.reason(), unreadable);
+                }
                 if lock(&self.told).insert(name.clone(), error.reason()) != Some(error.reason()) {
                     self.tell(views, name, node, EventType::Warning, error.reason(), ALLOCATE, &chain(error));
                 }
@@ -138,6 +143,23 @@ impl Reporter {
         match ports.objects.patch(resources::CILIUM_NODE, &key, patch).await {
             Outcome::Refused(ObjectRefusal::NotFound(_)) => Ok(None),
             other => super::write::done("the status of the CiliumNode was not written", other).map(Some),
+        }
+    }
+
+    /// CiliumEndpoints that hold a node's blocks because nobody can read them. They are told themselves: of the node that
+    /// is gone nothing is left to tell.
+    fn unreadable(&self, node: &NodeName, reason: Reason, endpoints: &UnreadableEndpoints) {
+        for endpoint in &endpoints.0 {
+            let why = &endpoint.why;
+            let note = format!("{why}: it keeps the blocks of node {node}, which is gone, in quarantine; correct or delete it");
+            let (resource, key, uid) = (resources::CILIUM_ENDPOINT, endpoint.key.clone(), endpoint.uid.clone());
+            self.events.record(Happening {
+                regarding: Regarding { resource, key, uid },
+                event_type: EventType::Warning,
+                reason,
+                action: FREE,
+                note,
+            });
         }
     }
 
@@ -187,6 +209,7 @@ fn is_for_users(error: &NodeError) -> bool {
             | NodeError::Field(_)
             | NodeError::Refused(_)
             | NodeError::Free(_)
+            | NodeError::Endpoints(_)
             | NodeError::Swap(_)
     )
 }

@@ -48,6 +48,15 @@ pub(crate) async fn endpoint(world: &World, name: &str, owner: Option<&str>, add
     create(world, resources::CILIUM_ENDPOINT, object).await;
 }
 
+/// Notes of the Warning events with a reason about an object.
+pub(crate) fn warnings_of(world: &World, name: &str, reason: &str) -> Vec<String> {
+    let events = world.objects().all(&resources::EVENT).into_iter();
+    let about = |event: &Object| {
+        event.0["type"] == "Warning" && event.0["reason"] == reason && event.0["regarding"]["name"] == name
+    };
+    events.filter(about).map(|event| event.0["note"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
 fn endpoints(world: &World) -> BTreeSet<String> {
     world.objects().all(&resources::CILIUM_ENDPOINT).iter().map(|object| object.name().to_owned()).collect()
 }

@@ -5,8 +5,12 @@ use std::time::Duration;
 use basal_kvstore::kv::{Keys, Op, Txn};
 use basal_objects::object::resources;
 
-use crate::cluster::{
-    LIMIT, QUARANTINE, add_node, cilium_nodes, delete, error, is_served, operator, pod_cidrs, pool, record, run,
+use crate::{
+    cluster::{
+        LIMIT, QUARANTINE, add_node, cilium_nodes, delete, error, is_served, operator, patch, pod_cidrs, pool, record,
+        run,
+    },
+    endpoints::{endpoint, pod, warnings_of},
 };
 
 #[test]
@@ -84,6 +88,59 @@ fn a_record_that_still_uses_the_block_lets_it_rest_longer() {
             resource_version: seen.resource_version().to_owned(),
         };
         assert!(objects.delete(resources::CILIUM_ENDPOINT, &key, only_if).await.is_done());
+        world.until("n2 is served then", LIMIT, |w| is_served(w, "n2")).await
+    });
+}
+
+/// The pod is on n1, so n2's block does not wait for it.
+#[test]
+fn an_endpoint_that_cannot_be_read_keeps_the_blocks_of_its_node() {
+    run(36, async |world| {
+        // Room for two nodes.
+        operator(world, "a", &pool(&["10.0.0.0/23"], &["fd00::/119"]));
+        for n in 1..=2 {
+            add_node(world, &format!("n{n}"), n).await;
+        }
+        world.until("both are served", LIMIT, |w| is_served(w, "n1") && is_served(w, "n2")).await?;
+        let blocks = ["n1", "n2"].map(|name| pod_cidrs(&cilium_nodes(world)[name]));
+        let uid = pod(world, "web", "n1", "Running").await;
+        endpoint(world, "web", Some(&uid), "10.0.0.x").await;
+        for name in ["n1", "n2"] {
+            delete(world, resources::NODE, name).await;
+        }
+        world.until("the records are gone", LIMIT, |w| record(w, "n1").or(record(w, "n2")).is_none()).await?;
+        for n in 3..=4 {
+            add_node(world, &format!("n{n}"), n).await;
+        }
+        world.pass(QUARANTINE * 5).await?;
+        let served = |world: &basal_sim::world::World, blocks: &[String]| {
+            cilium_nodes(world).values().filter(|object| pod_cidrs(object) == blocks).count()
+        };
+        assert_eq!((served(world, &blocks[0]), served(world, &blocks[1])), (0, 1));
+        let told = warnings_of(world, "web", "EndpointUnreadable");
+        assert!(told[0].contains("\"10.0.0.x\"") && told[0].contains("node n1"), "{told:?}");
+
+        let key = basal_objects::object::ObjectKey::namespaced("default", "web");
+        let seen = world.user().objects.get(resources::CILIUM_ENDPOINT, &key).await.unwrap().unwrap();
+        let elsewhere = serde_json::json!({ "status": { "networking": { "addressing": [{ "ipv4": "192.0.2.7" }] } } });
+        patch(world, resources::CILIUM_ENDPOINT, &seen, None, elsewhere).await;
+        world.until("its block is free then", LIMIT, |w| served(w, &blocks[0]) == 1).await
+    });
+}
+
+/// Nobody can tell whose it is, until the collection of CiliumEndpoints takes it away.
+#[test]
+fn an_endpoint_that_cannot_be_read_and_has_no_pod_keeps_every_block() {
+    run(37, async |world| {
+        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        world.pass(std::time::Duration::from_secs(300)).await?;
+        endpoint(world, "left", None, "nonsense").await;
+        delete(world, resources::NODE, "n1").await;
+        add_node(world, "n2", 2).await;
+        world.pass(QUARANTINE * 3).await?;
+        assert!(!is_served(world, "n2"));
         world.until("n2 is served then", LIMIT, |w| is_served(w, "n2")).await
     });
 }
