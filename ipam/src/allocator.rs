@@ -6,6 +6,7 @@
 
 mod adopt;
 mod changes;
+mod compare;
 mod counts;
 mod refusal;
 mod space;

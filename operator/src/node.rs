@@ -4,6 +4,7 @@
 
 mod controller;
 mod dangling;
+pub(crate) mod drift;
 pub(crate) mod endpoints;
 mod error;
 mod facts;
@@ -16,6 +17,7 @@ mod write;
 
 pub use controller::{NodeController, NodeCore, Views};
 pub use dangling::Dangling;
+pub use drift::Drift;
 pub use endpoints::{UnreadableEndpoint, UnreadableEndpoints};
 pub use error::NodeError;
 pub use facts::{CiliumNodeFacts, NodeFacts};

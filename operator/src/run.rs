@@ -30,15 +30,18 @@ use tracing::{info, warn};
 use crate::{
     duties::{self, DutySettings},
     metrics::OperatorMetrics,
-    node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Records, Reporter, Views},
+    node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Records, Reporter, Views, drift::FullPass},
     ports::Ports,
     term::{self, Begun, kv::TermKv},
 };
 
+/// How often every node is looked at, and the servers are compared with what watches told.
+const FULL_PASS: Duration = Duration::from_secs(300);
+
 /// How the driver works on nodes. One batch at a time, because batches share cells; what arrives meanwhile makes up
 /// the next one, so batches grow with the load.
 const NODES: DriverOptions =
-    DriverOptions { batch_size: 256, batches: 1, reports: 32, full_pass: Some(Duration::from_secs(300)) };
+    DriverOptions { batch_size: 256, batches: 1, reports: 32, full_pass: Some(FULL_PASS) };
 
 /// The most nodes that wait for a look. Beyond it, whoever adds waits.
 const QUEUE: usize = 50_000;
@@ -277,6 +280,14 @@ impl Operator {
                 }
             }),
         ));
+        let pass = FullPass {
+            ports: ports.clone(),
+            views: views.clone(),
+            core: Arc::clone(&begun.core),
+            queue: queue.clone(),
+            metrics: self.metrics.clone(),
+        };
+        tasks.0.push(ports.env.spawn("full-pass", Box::pin(pass.run(FULL_PASS))));
         let controller = Arc::new(NodeController::new(ports, views.clone(), Arc::clone(&begun.core), reporter));
         let driver = Driver::new(controller, begun.core, queue, NODES, self.controllers.clone());
         driver.run(over).await

@@ -166,6 +166,17 @@ impl Space {
         self.cells.get(&id.prefix())
     }
 
+    /// The version of every cell that is known, as the ledger has it.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (CellId, Version)> {
+        self.cells.iter().map(|(id, cell)| (CellId::new(*id), cell.version))
+    }
+
+    /// Whether a cell is known, by itself or as part of one that cannot be used because they overlap.
+    pub(super) fn knows(&self, id: CellId) -> bool {
+        let whole = self.cells.contains_key(&id.prefix());
+        whole || self.cell_around(id.prefix()).is_some_and(|(_, around)| around.frozen.is_some())
+    }
+
     /// What is known of exactly this block.
     pub(super) fn get(&self, at: PodCidr) -> Option<&Block> {
         self.cell_around(at)?.1.get(&at)

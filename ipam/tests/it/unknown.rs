@@ -186,3 +186,36 @@ fn a_batch_that_breaks_the_rules_is_refused() {
         }
     }
 }
+
+#[test]
+fn what_somebody_else_wrote_differs_and_what_is_under_way_does_not() {
+    let mut rig = Rig::new(dual(&["10.0.0.0/16"], 24, &["fd00::/104"], 120));
+    rig.serve("a");
+    let before = rig.ledger.load();
+    assert!(rig.allocator.differing(&before).is_empty());
+    // A reading from before a write of one's own tells nothing.
+    rig.serve("b");
+    assert!(rig.allocator.differing(&before).is_empty());
+    // Nor does one from between a write and its answer.
+    rig.grant("c").unwrap();
+    let batch = rig.allocator.next_batch(LIMITS).unwrap();
+    let answer = rig.commit(&batch);
+    assert!(rig.allocator.differing(&rig.ledger.load()).is_empty());
+    let _settled = rig.allocator.settle(batch.id, &answer, secs(0));
+    assert!(rig.allocator.differing(&rig.ledger.load()).is_empty());
+
+    let (cell, _) = rig.ledger.cells.pop_first().unwrap();
+    rig.ledger.revision += 1;
+    assert_eq!(rig.allocator.differing(&rig.ledger.load()), [cell].into());
+    rig.reload(secs(0));
+    assert!(rig.allocator.differing(&rig.ledger.load()).is_empty());
+    let stranger = rig.ledger.cells.values().next().unwrap().1.clone();
+    let mut other = Rig::new(ipv4(&["10.9.0.0/16"], 24));
+    other.serve("x");
+    let (id, (_, strange)) = other.ledger.cells.pop_first().unwrap();
+    rig.ledger.revision += 1;
+    let version = basal_ipam::cell::Version(rig.ledger.revision);
+    rig.ledger.cells.insert(id, (version, strange));
+    rig.ledger.cells.insert(stranger.id(), (version, stranger.clone()));
+    assert_eq!(rig.allocator.differing(&rig.ledger.load()), [id, stranger.id()].into());
+}

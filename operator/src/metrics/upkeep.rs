@@ -1,4 +1,4 @@
-//! What the operator collects.
+//! What the operator collects and mends.
 
 use basal_runtime::metrics::Metrics;
 use prometheus_client::{
@@ -6,7 +6,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 
-use crate::endpoint_gc::EndpointGcReport;
+use crate::{endpoint_gc::EndpointGcReport, node::Drift};
 
 /// The label of Cilium's `endpoint_gc_objects`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -14,11 +14,18 @@ struct ByEnd {
     outcome: &'static str,
 }
 
+/// The label of what drifted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    kind: &'static str,
+}
+
 /// Metrics of what the operator keeps in order beside nodes. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct UpkeepMetrics {
     endpoints: Family<ByEnd, Counter>,
     cilium_nodes: Counter,
+    drift: Family<ByKind, Counter>,
 }
 
 impl UpkeepMetrics {
@@ -26,9 +33,18 @@ impl UpkeepMetrics {
         registry.register(|r| {
             r.register("endpoint_gc_objects", "CiliumEndpoints without pod, by outcome", self.endpoints.clone());
             r.register("ciliumnodes_collected", "CiliumNodes without Node that were deleted", self.cilium_nodes.clone());
+            r.register("drift", "What a full pass found changed and no watch had told, by kind", self.drift.clone());
         });
         // Shown from the start, so that a rate can be taken of the first one.
         self.endpoints_collected(&EndpointGcReport::default());
+        for what in Drift::ALL {
+            drop(self.drift.get_or_create(&ByKind { kind: what.as_str() }));
+        }
+    }
+
+    /// A full pass found a difference.
+    pub fn drifted(&self, what: Drift) {
+        self.drift.get_or_create(&ByKind { kind: what.as_str() }).inc();
     }
 
     /// A CiliumNode without Node was deleted.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use basal_crds::{kvstore::keys, names::Cluster};
 use basal_ipam::{
     allocator::{Allocator, Batch, BatchId, Next},
+    cell::CellId,
     ledger::{Limits, Loaded, SwapAnswer},
     names::{NodeName, NodeUid},
     prefix::PodCidr,
@@ -68,6 +69,15 @@ impl NodeCore {
     #[must_use]
     pub fn new(allocator: Allocator, begun: Instant, cluster: Cluster, limits: Limits) -> Self {
         Self { allocator, begun, cluster, limits, dangling: Dangling::default(), reload: false }
+    }
+
+    /// Takes over a reading of the ledger, if somebody else wrote it; answers what they wrote.
+    pub(super) fn compare(&mut self, loaded: &Loaded, now: Instant) -> BTreeSet<CellId> {
+        let differing = self.allocator.differing(loaded);
+        if !differing.is_empty() {
+            self.allocator.reload(loaded, now.saturating_duration_since(self.begun));
+        }
+        differing
     }
 }
 

@@ -108,6 +108,16 @@ impl Records {
         lock(&self.state).records.keys().cloned().collect()
     }
 
+    /// Mends one record of which the watch did not tell; `None` is one that is gone.
+    pub(crate) fn correct(&self, name: String, found: Option<KeyValue>) {
+        let mut state = lock(&self.state);
+        match found {
+            Some(kv) => state.put(name, kv),
+            None => state.remove(name),
+        }
+        self.more.notify_one();
+    }
+
     /// Whether every change up to a revision is in the view.
     #[must_use]
     pub fn has_seen(&self, revision: Revision) -> bool {

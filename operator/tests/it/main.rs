@@ -5,6 +5,7 @@ mod blind;
 mod cluster;
 mod crashes;
 mod dangling;
+mod drift;
 mod endpoints;
 mod gone;
 mod input;
