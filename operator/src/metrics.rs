@@ -76,6 +76,9 @@ impl OperatorMetrics {
     /// Whether this replica leads.
     pub fn set_leader(&self, leads: bool) {
         self.leader.set(leads.into());
+        if !leads {
+            self.upkeep.share_addresses(0);
+        }
     }
 
     /// Blocks were written into a CiliumNode.

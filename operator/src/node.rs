@@ -12,6 +12,7 @@ mod observe;
 mod plan;
 mod records;
 mod report;
+pub(crate) mod shared_address;
 mod validate;
 mod write;
 

@@ -30,7 +30,9 @@ use tracing::{info, warn};
 use crate::{
     duties::{self, DutySettings},
     metrics::OperatorMetrics,
-    node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Records, Reporter, Views, drift::FullPass},
+    node::{
+        CiliumNodeFacts, Dangling, NodeController, NodeFacts, Records, Reporter, Views, drift::FullPass, shared_address,
+    },
     ports::Ports,
     term::{self, Begun, kv::TermKv},
 };
@@ -40,8 +42,7 @@ const FULL_PASS: Duration = Duration::from_secs(300);
 
 /// How the driver works on nodes. One batch at a time, because batches share cells; what arrives meanwhile makes up
 /// the next one, so batches grow with the load.
-const NODES: DriverOptions =
-    DriverOptions { batch_size: 256, batches: 1, reports: 32, full_pass: Some(FULL_PASS) };
+const NODES: DriverOptions = DriverOptions { batch_size: 256, batches: 1, reports: 32, full_pass: Some(FULL_PASS) };
 
 /// The most nodes that wait for a look. Beyond it, whoever adds waits.
 const QUEUE: usize = 50_000;
@@ -280,6 +281,8 @@ impl Operator {
                 }
             }),
         ));
+        let sharing = shared_address::watch(views.clone(), reporter.clone(), self.metrics.clone());
+        tasks.0.push(ports.env.spawn("shared-addresses", Box::pin(sharing)));
         let pass = FullPass {
             ports: ports.clone(),
             views: views.clone(),

@@ -1,6 +1,7 @@
 //! Scenario 5: leaders die in the middle of their work, and no block is handed out twice.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, bail, ensure};
 use basal_e2e::cluster::{BasalOptions, Cluster, Node};
@@ -92,15 +93,19 @@ fn shuffled<const N: usize>(mut steps: [Before; N], seed: u64) -> [Before; N] {
 
 /// Creates nodes that no kubelet stands behind. Without the label of their operating system no DaemonSet wants them.
 pub(crate) fn join(cluster: &Cluster, names: &[String]) -> anyhow::Result<()> {
-    // Their addresses are for documentation (RFC 5737, RFC 3849); all may be the same.
+    // Their addresses are for benchmarks and documentation (RFC 2544, RFC 3849). Each has its own: nodes that share one are
+    // told so, in an event for each.
+    static JOINED: AtomicU16 = AtomicU16::new(1);
     let node = |name: &String| {
+        let number = JOINED.fetch_add(1, Ordering::Relaxed);
+        let [high, low] = number.to_be_bytes();
         json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "labels": {LABEL: ""}},
             "spec": {"taints": [{"key": LABEL, "effect": "NoSchedule"}]},
             "status": {"addresses": [
-                {"type": "InternalIP", "address": "192.0.2.1"},
-                {"type": "InternalIP", "address": "2001:db8::1"},
+                {"type": "InternalIP", "address": format!("198.18.{high}.{low}")},
+                {"type": "InternalIP", "address": format!("2001:db8::{number:x}")},
             ]},
         })
     };

@@ -18,6 +18,7 @@ use basal_runtime::{
     sync::lock,
 };
 use serde_json::{Value, json};
+use tracing::warn;
 
 use super::{
     controller::{Applied, Views},
@@ -33,6 +34,8 @@ const ALLOCATE: Reason = Reason::new("Allocate");
 const ADOPT: Reason = Reason::new("Adopt");
 const ASSIGNED: Reason = Reason::new("PodCIDRAssigned");
 const NOT_KEPT: Reason = Reason::new("PodCIDRNotKept");
+const PUBLISH: Reason = Reason::new("Publish");
+const SHARED: Reason = Reason::new("NodeAddressShared");
 const FREE: Reason = Reason::new("Free");
 const COLLECT: Reason = Reason::new("Collect");
 const COLLECTED: Reason = Reason::new("CiliumNodeCollected");
@@ -151,7 +154,9 @@ impl Reporter {
     fn unreadable(&self, node: &NodeName, reason: Reason, endpoints: &UnreadableEndpoints) {
         for endpoint in &endpoints.0 {
             let why = &endpoint.why;
-            let note = format!("{why}: it keeps the blocks of node {node}, which is gone, in quarantine; correct or delete it");
+            let note = format!(
+                "{why}: it keeps the blocks of node {node}, which is gone, in quarantine; correct or delete it"
+            );
             let (resource, key, uid) = (resources::CILIUM_ENDPOINT, endpoint.key.clone(), endpoint.uid.clone());
             self.events.record(Happening {
                 regarding: Regarding { resource, key, uid },
@@ -159,8 +164,15 @@ impl Reporter {
                 reason,
                 action: FREE,
                 note,
+                shared: None,
             });
         }
+    }
+
+    /// A node has an address that another one has too.
+    pub(super) fn shares_address(&self, views: &Views, name: &NodeName, note: &str) {
+        warn!(node = %name, note, "two nodes have one address");
+        self.tell(views, name, None, EventType::Warning, SHARED, PUBLISH, note);
     }
 
     /// A CiliumNode that no Node stands behind was deleted.
@@ -171,8 +183,14 @@ impl Reporter {
         // The caches may have forgotten it already.
         let (resource, key) = (resources::CILIUM_NODE, ObjectKey::cluster(name.as_str()));
         let regarding = Regarding { resource, key, uid: facts.uid.clone() };
-        let event_type = EventType::Normal;
-        self.events.record(Happening { regarding, event_type, reason: COLLECTED, action: COLLECT, note });
+        self.events.record(Happening {
+            regarding,
+            event_type: EventType::Normal,
+            reason: COLLECTED,
+            action: COLLECT,
+            note,
+            shared: None,
+        });
     }
 
     /// An event on the Node and on the CiliumNode.

@@ -6,7 +6,13 @@ use basal_kvstore::kv::{Keys, Op, Txn};
 use basal_objects::object::resources;
 use serde_json::json;
 
-use crate::cluster::{LIMIT, add_node, cilium_nodes, is_served, operator, patch, pod_cidrs, pool, record, run};
+use crate::{
+    cluster::{
+        LIMIT, Setup, add_node, cilium_nodes, error, is_served, operator, operator_of, patch, pod_cidrs, pool, record,
+        run,
+    },
+    endpoints::warnings_of,
+};
 
 #[test]
 fn twenty_nodes_get_blocks_records_and_nothing_twice() {
@@ -72,5 +78,30 @@ fn a_standby_takes_over_when_the_leader_dies() {
         world.settle(Duration::from_secs(60), LIMIT).await?;
         assert_eq!(pod_cidrs(&cilium_nodes(world)["n1"]), before);
         Ok(())
+    });
+}
+
+#[test]
+fn nodes_with_one_address_are_served_and_told() {
+    run(38, async |world| {
+        let setup = Setup::new(pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator_of(world, "a", setup.clone());
+        for (name, number) in [("n1", 1), ("n2", 2), ("twin", 1)] {
+            add_node(world, name, number).await;
+        }
+        world.until("all are served", LIMIT, |w| ["n1", "n2", "twin"].iter().all(|name| is_served(w, name))).await?;
+        let told = |world: &basal_sim::world::World, name: &str| warnings_of(world, name, "NodeAddressShared");
+        // One event on the Node and one on the CiliumNode.
+        let both = |w: &basal_sim::world::World| told(w, "n1").len() == 2 && told(w, "twin").len() == 2;
+        world.until("both are told", LIMIT, both).await?;
+        let notes = |name: &str| told(world, name).concat();
+        assert!(notes("n1").contains("172.18.0.1 is an address of this node and of twin"), "{}", notes("n1"));
+        assert!(notes("twin").contains("this node and of n1"), "{}", notes("twin"));
+        assert_eq!(notes("n2"), "");
+        assert_eq!(setup.shown.value("basal_operator_nodes_sharing_address"), 2);
+        assert!(cilium_nodes(world).values().all(|object| error(object).is_empty()), "nobody is refused");
+        crate::cluster::delete(world, resources::NODE, "twin").await;
+        let none = |_: &basal_sim::world::World| setup.shown.value("basal_operator_nodes_sharing_address") == 0;
+        world.until("nobody shares any more", LIMIT, none).await
     });
 }
