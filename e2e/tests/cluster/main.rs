@@ -9,6 +9,7 @@ mod install;
 mod leaders;
 mod pool;
 mod restart;
+mod services;
 mod suite;
 mod traffic;
 mod view;

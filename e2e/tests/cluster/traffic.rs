@@ -8,11 +8,13 @@ use basal_e2e::cluster::{Cluster, DNS_ADDRESS, MARK, Node, OUTSIDE};
 use basal_e2e::process;
 use nix::sys::signal::Signal;
 
+use crate::services;
 use crate::view::{basal, eventually, has};
 use crate::workload::{Checks, PORT, Pod, delete, deploy, expose, in_url};
 
 /// Two Deployments over all nodes; every pod talks to every other, to every host, to Services, to the name server and to
-/// the outside, over IPv4 and IPv6; every host talks to every pod. A capture on the underlay meanwhile shows VXLAN with
+/// the outside, over IPv4 and IPv6; every host talks to every pod; a pod talks to itself through a Service, and the outside
+/// to the pod of a node by that node's NodePort. A capture on the underlay meanwhile shows VXLAN with
 /// the identities of both Deployments.
 pub(crate) fn everybody_talks(cluster: &mut Cluster) -> anyhow::Result<()> {
     let nodes = cluster.nodes()?;
@@ -31,13 +33,15 @@ pub(crate) fn everybody_talks(cluster: &mut Cluster) -> anyhow::Result<()> {
     for node in &nodes {
         result = result.and_then(|()| world.ask_as_host(node));
     }
+    let alone = blue.first().context("blue has no pod")?;
+    result = result.and_then(|()| services::one_backend(cluster, &nodes, alone, node_port));
     let packets = capture.stop()?;
     result?;
     let seen = identities_on_the_wire(&packets);
     for (app, identity) in &identities {
         ensure!(seen.contains(identity), "no packet carried the identity {identity} of {app}; VNIs seen: {seen:?}");
     }
-    delete(cluster, &["deployment,service", "red", "blue"])
+    delete(cluster, &["deployment,service", "red", "blue", services::ALONE])
 }
 
 /// Identity of each Deployment, by the CiliumEndpoints of its pods.
@@ -169,7 +173,7 @@ fn full_size(checks: &mut Checks, label: &str, address: &str) {
     checks.add(format!("full-size packet to {label}"), command);
 }
 
-fn get(url: &str) -> String {
+pub(crate) fn get(url: &str) -> String {
     format!("curl -gsSf --max-time 5 http://{url}")
 }
 
@@ -179,7 +183,7 @@ fn kubelet(address: &str) -> String {
 }
 
 /// agnhost's own server sends the datagram and tells the answer.
-fn udp(host: &str, port: u16) -> String {
+pub(crate) fn udp(host: &str, port: u16) -> String {
     format!("agnhost connect --protocol=udp --timeout=3s {host}:{port}")
 }
 

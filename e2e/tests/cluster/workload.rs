@@ -101,10 +101,21 @@ pub(crate) fn running(cluster: &Cluster, app: &str) -> anyhow::Result<Vec<Pod>> 
 
 /// Makes a dual-stack Service in front of a Deployment; answers its ClusterIPs and its HTTP NodePort.
 pub(crate) fn expose(cluster: &Cluster, name: &str) -> anyhow::Result<(Vec<String>, u64)> {
+    serve(cluster, name, &json!({"app": name}), "Cluster")
+}
+
+/// The same in front of any pods, with a policy for what comes from outside.
+pub(crate) fn serve(
+    cluster: &Cluster,
+    name: &str,
+    selector: &Value,
+    external_traffic_policy: &str,
+) -> anyhow::Result<(Vec<String>, u64)> {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
         "spec": {
-            "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "selector": {"app": name},
+            "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "selector": selector,
+            "externalTrafficPolicy": external_traffic_policy,
             "ports": [
                 {"name": "http", "port": 80, "targetPort": PORT, "protocol": "TCP"},
                 {"name": "udp", "port": 81, "targetPort": PORT + 1, "protocol": "UDP"},
