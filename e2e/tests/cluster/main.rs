@@ -18,9 +18,9 @@ mod workload;
 use std::process::ExitCode;
 
 use basal_e2e::say::say;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 
-use suite::{Suite, have_the_machine, outcome};
+use suite::{Suite, have_the_machine, timed};
 
 fn main() -> ExitCode {
     basal_e2e::cluster::run_if_asked();
@@ -32,8 +32,8 @@ fn main() -> ExitCode {
     let Ok(_machine) = machine.inspect_err(|error| say(format!("{error:#}"))) else { return ExitCode::FAILURE };
     let suite = Suite::new(name);
     let trials = vec![
-        Trial::test("a_cluster_boots_and_leaves_nothing", || outcome(boot::boots_and_leaves_nothing())),
-        Trial::test("a_start_cut_short_is_cleaned_up", || outcome(boot::cut_short())),
+        timed("a_cluster_boots_and_leaves_nothing", boot::boots_and_leaves_nothing),
+        timed("a_start_cut_short_is_cleaned_up", boot::cut_short),
         suite.trial("every_node_is_served", install::every_node_is_served),
         suite.trial("everybody_talks", traffic::everybody_talks),
         suite.trial("forwarding_goes_on_without_an_agent", restart::forwarding_goes_on),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, anyhow, bail};
 use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, Options};
 use basal_e2e::say::say;
+use basal_e2e::wait::Stopwatch;
 use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 
@@ -73,7 +74,7 @@ impl Suite {
     /// Makes a scenario a test.
     pub(crate) fn trial(self: &Arc<Self>, name: &str, scenario: Scenario) -> Trial {
         let suite = Arc::clone(self);
-        Trial::test(name, move || outcome(suite.run(scenario)))
+        timed(name, move || suite.run(scenario))
     }
 
     fn run(&self, scenario: Scenario) -> anyhow::Result<()> {
@@ -128,7 +129,13 @@ fn keep() -> bool {
     env::var_os(KEEP).is_some_and(|value| value == "1")
 }
 
-/// A scenario's result, as the test runner wants it.
-pub(crate) fn outcome(result: anyhow::Result<()>) -> Result<(), Failed> {
-    result.map_err(|error| format!("{error:#}").into())
+/// A test that tells how long it took.
+pub(crate) fn timed(name: &str, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
+    let shown = name.to_owned();
+    Trial::test(name, move || {
+        let watch = Stopwatch::start();
+        let result = test();
+        say(format!("{shown}: {} s", watch.elapsed().as_secs()));
+        result.map_err(|error| Failed::from(format!("{error:#}")))
+    })
 }
