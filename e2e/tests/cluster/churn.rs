@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use basal_e2e::cluster::Cluster;
 use serde_json::json;
 
 use crate::view::{IP_RECORDS, agent_pod, basal, eventually, keys, operator_metric};
-use crate::workload::{delete, idle_deployment, running};
+use crate::workload::{idle_deployment, running};
 
 const PODS: usize = 60;
+const ROUNDS: usize = 3;
 const IDENTITIES: &str = "cilium/state/identities/v1/id/";
 
 /// What exists because of pods, over the whole cluster.
@@ -25,13 +26,13 @@ struct Traces {
 /// A CiliumEndpoint that no pod stands behind.
 const PLANTED: &str = "planted";
 
-/// Sixty pods at once, three times over. A CiliumEndpoint that lost its pod goes meanwhile.
+/// Sixty pods at once, three times over, each lot while the one before goes. A CiliumEndpoint that lost its pod goes meanwhile.
 pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
     let before = traces(cluster)?;
     plant_endpoint(cluster)?;
     let ids_before: BTreeSet<String> = keys(cluster, IDENTITIES)?.into_iter().collect();
     let mut ids_used = BTreeSet::new();
-    for round in 1..=3 {
+    for round in 1..=ROUNDS {
         let name = format!("churn{round}");
         cluster.apply(&idle_deployment(&name, PODS).to_string())?;
         cluster.wait_rollout("default", &format!("deployment/{name}"), Duration::from_secs(180))?;
@@ -46,16 +47,16 @@ pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
             different.len()
         );
         ids_used.extend(keys(cluster, IDENTITIES)?.into_iter().filter(|key| !ids_before.contains(key)));
-        delete(cluster, &["deployment", &name])?;
-        eventually("the pods to go", || {
-            let left = running(cluster, &name).map(|pods| pods.len());
-            match left {
-                Ok(0) => Ok(()),
-                Ok(left) => bail!("{left} pods are left"),
-                Err(error) => Err(error),
-            }
-        })?;
+        // They go while the next ones come, as in a rolling update.
+        cluster.kubectl()?.args(["delete", "deployment", "-n", "default", &name, "--wait=false"]).done()?;
     }
+    eventually("the pods to go", || {
+        for round in 1..=ROUNDS {
+            let left = running(cluster, &format!("churn{round}"))?.len();
+            ensure!(left == 0, "{left} pods of round {round} are left");
+        }
+        Ok(())
+    })?;
     eventually("every trace of the pods to go", || {
         let after = traces(cluster)?;
         let grown = after.minus(&before);
