@@ -5,27 +5,20 @@ mod follow;
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use basal_crds::{
-    directory::{AllocateError, Change, Changes, Directory, NodeId},
+    directory::{AllocateError, Changes, Directory, NodeId, identities::IdentityFeed, patience::Patience},
     identity::{IdentityId, IdentityRange},
     kvstore::{IpRecord, IpTarget, NodeRecord, keys, parse_identity_labels},
     labels::Labels,
     names::Cluster,
 };
 use basal_runtime::sync::lock;
-use futures::{
-    FutureExt, StreamExt,
-    channel::mpsc::{UnboundedSender, unbounded},
-    pin_mut, select_biased,
-};
-use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::follow::{Patience, follow};
+use self::follow::follow;
 use crate::{
     identity::IdentityStore,
     kv::KeyValue,
@@ -62,29 +55,10 @@ pub struct EtcdDirectory {
 #[error("the node has no address; its CiliumNode must carry an InternalIP")]
 pub struct NoNodeAddress;
 
-/// How long an allocation waits for the first listing of identities.
-const SYNC_WAIT: Duration = Duration::from_secs(30);
-
-/// How often the identities in use are looked after without need: Cilium's.
-const IDENTITY_REFRESH: Duration = Duration::from_secs(5 * 60);
-
 /// The one watch on identities, and everybody behind it.
 struct Identities {
     store: IdentityStore,
-    followers: Mutex<Followers>,
-    /// Wakes those who wait for the first listing.
-    listed: Notify,
-    /// An identity was seen to be missing.
-    lost: Notify,
-}
-
-#[derive(Default)]
-struct Followers {
-    /// The first listing is complete.
-    was_listed: bool,
-    /// The last listing is complete and the watch goes on.
-    in_sync: bool,
-    senders: Vec<UnboundedSender<Change<IdentityId, Labels>>>,
+    feed: IdentityFeed,
 }
 
 impl EtcdDirectory {
@@ -96,8 +70,7 @@ impl EtcdDirectory {
         let node_ip = naming(&config.node_ips).ok_or(NoNodeAddress)?;
         let range = IdentityRange::of(config.cluster.id());
         let store = IdentityStore::new(session.clone(), Locks::new(session.clone()), range, node_ip);
-        let identities =
-            Arc::new(Identities { store, followers: Mutex::default(), listed: Notify::new(), lost: Notify::new() });
+        let identities = Arc::new(Identities { store, feed: IdentityFeed::default() });
         let end = CancellationToken::new();
         let cancelled = end.clone();
         let task = Arc::clone(&identities).follow(session.clone(), config.page_size);
@@ -165,17 +138,11 @@ impl Directory for EtcdDirectory {
     }
 
     fn identities(&self) -> Changes<IdentityId, Labels> {
-        let (sender, receiver) = unbounded();
-        let mut followers = lock(&self.identities.followers);
-        // The receiver is in our hands, so that every message arrives.
-        for (id, labels) in self.identities.store.known().iter() {
-            drop(sender.unbounded_send(Change::Upsert(id, labels.clone())));
-        }
-        if followers.in_sync {
-            drop(sender.unbounded_send(Change::InSync));
-        }
-        followers.senders.push(sender);
-        receiver.boxed()
+        let known = || {
+            let known = self.identities.store.known();
+            known.iter().map(|(id, labels)| (id, labels.clone())).collect()
+        };
+        self.identities.feed.follow(known)
     }
 
     fn publish_ip(&self, record: &IpRecord) {
@@ -209,11 +176,8 @@ impl Directory for EtcdDirectory {
     }
 
     async fn allocate_identity(&self, labels: &Labels) -> Result<IdentityId, AllocateError> {
-        let listed = tokio::time::timeout(SYNC_WAIT, self.identities.listed()).await;
-        listed.map_err(|elapsed| AllocateError::Unavailable {
-            labels: labels.clone(),
-            why: format!("the identities are not listed yet ({elapsed})"),
-        })?;
+        let listed = self.identities.feed.listed().await;
+        listed.map_err(|why| AllocateError::Unavailable { labels: labels.clone(), why })?;
         self.identities.store.allocate(labels).await
     }
 
@@ -223,19 +187,6 @@ impl Directory for EtcdDirectory {
 }
 
 impl Identities {
-    async fn listed(&self) {
-        loop {
-            let listed = self.listed.notified();
-            pin_mut!(listed);
-            // From here on no notice is missed.
-            listed.as_mut().enable();
-            if lock(&self.followers).was_listed {
-                return;
-            }
-            listed.await;
-        }
-    }
-
     /// Keeps the store up to date, restores what is in use here, and tells everybody who follows.
     async fn follow(self: Arc<Self>, session: Session, page_size: i64) {
         let what = ListWatch { prefix: keys::IDENTITY_IDS_PREFIX.to_owned(), page_size };
@@ -245,46 +196,11 @@ impl Identities {
             (Some((id, labels)), _) => this.store.learn(*id, labels.clone()),
             (None, Ok(id)) => {
                 this.store.forget(id);
-                this.lost.notify_one();
+                this.feed.lost();
             }
             (None, Err(_)) => {}
         };
-        let mut changes = follow(&session, what, Patience::AfterLoss, read_identity, key_of, seen).fuse();
-        loop {
-            let refresh = tokio::time::sleep(IDENTITY_REFRESH).fuse();
-            let lost = self.lost.notified().fuse();
-            pin_mut!(refresh, lost);
-            let change = select_biased! {
-                change = changes.select_next_some() => Some(change),
-                () = lost => None,
-                () = refresh => None,
-            };
-            match change {
-                Some(change) => self.tell(change),
-                None => self.restore().await,
-            }
-        }
-    }
-
-    fn tell(&self, change: Change<IdentityId, Labels>) {
-        let mut followers = lock(&self.followers);
-        match &change {
-            Change::Upsert(..) | Change::Delete(_) => {}
-            Change::InSync => {
-                (followers.was_listed, followers.in_sync) = (true, true);
-                self.listed.notify_waiters();
-                // What is in use here may be missing from the start on.
-                self.lost.notify_one();
-            }
-            Change::Stale(_) => followers.in_sync = false,
-            Change::Invalid { name, problem } => tracing::warn!(name, problem, "unreadable identity"),
-        }
-        followers.senders.retain(|sender| sender.unbounded_send(change.clone()).is_ok());
-    }
-
-    async fn restore(&self) {
-        for (id, labels) in self.store.restore().await {
-            tracing::warn!(%id, %labels, "the number of an identity in use was given to other labels");
-        }
+        let changes = follow(&session, what, Patience::AfterLoss, read_identity, key_of, seen);
+        self.feed.run(changes, || self.store.restore()).await;
     }
 }

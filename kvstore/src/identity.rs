@@ -11,7 +11,10 @@ use std::{
 };
 
 use basal_crds::{
-    directory::AllocateError,
+    directory::{
+        AllocateError,
+        identities::{ATTEMPTS, IdentityTable, KnownIdentities},
+    },
     identity::{IdentityId, IdentityRange},
     kvstore::{keys, parse_identity_value},
     labels::Labels,
@@ -24,72 +27,13 @@ use crate::{
     session::Session,
 };
 
-/// How often a number that turned out to be taken is replaced by another before the caller is told to try later.
-const ATTEMPTS: usize = 16;
-
-/// What is known of all identities, from a watch.
-#[derive(Debug, Clone, Default)]
-pub struct KnownIdentities {
-    by_id: BTreeMap<IdentityId, Labels>,
-    by_labels: BTreeMap<Labels, BTreeSet<IdentityId>>,
-}
-
-impl KnownIdentities {
-    /// An identity exists with these labels.
-    pub fn insert(&mut self, id: IdentityId, labels: Labels) {
-        self.remove(id);
-        self.by_labels.entry(labels.clone()).or_default().insert(id);
-        self.by_id.insert(id, labels);
-    }
-
-    /// An identity is gone.
-    pub fn remove(&mut self, id: IdentityId) {
-        let Some(labels) = self.by_id.remove(&id) else { return };
-        if let Some(ids) = self.by_labels.get_mut(&labels) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.by_labels.remove(&labels);
-            }
-        }
-    }
-
-    /// The labels of an identity.
-    #[must_use]
-    pub fn labels(&self, id: IdentityId) -> Option<&Labels> {
-        self.by_id.get(&id)
-    }
-
-    /// The identities with these labels, the lowest first. More than one exist when two agents could not see each
-    /// other; all are good.
-    pub fn ids<'a>(&'a self, labels: &Labels) -> impl Iterator<Item = IdentityId> + use<'a> {
-        self.by_labels.get(labels).into_iter().flatten().copied()
-    }
-
-    /// Every identity with its labels.
-    pub fn iter(&self) -> impl Iterator<Item = (IdentityId, &Labels)> {
-        self.by_id.iter().map(|(id, labels)| (*id, labels))
-    }
-
-    /// A number of the range that is neither taken nor excepted: the first one at or after the place that `random`
-    /// points to.
-    #[must_use]
-    pub fn free(&self, range: &IdentityRange, except: &BTreeSet<IdentityId>, random: u64) -> Option<IdentityId> {
-        let count = u64::from(range.count());
-        let first = u64::from(range.first().get());
-        (0..count)
-            .map(|step| first + (random % count + step) % count)
-            .filter_map(|number| u32::try_from(number).ok().map(IdentityId::new))
-            .find(|id| !self.by_id.contains_key(id) && !except.contains(id))
-    }
-}
-
-/// An identity that endpoints of this node use.
-#[derive(Debug, Clone, Copy)]
-struct InUse {
-    id: IdentityId,
-    users: usize,
-    /// The address that its reference is named after.
+/// What the references of this node are named after, so that they can be renamed when its address changes.
+#[derive(Debug)]
+struct References {
+    /// The address of new ones: the node's IPv4 address, else its IPv6 address.
     node_ip: IpAddr,
+    /// Those there are, each with its identity and its address.
+    named: BTreeMap<Labels, (IdentityId, IpAddr)>,
 }
 
 /// Allocates the identities of one cluster for one node.
@@ -98,38 +42,33 @@ pub struct IdentityStore {
     session: Session,
     locks: Locks,
     range: IdentityRange,
-    state: Arc<Mutex<State>>,
-}
-
-struct State {
-    /// What new references of this node are named after: its IPv4 address, else its IPv6 address.
-    node_ip: IpAddr,
-    known: KnownIdentities,
-    in_use: BTreeMap<Labels, InUse>,
+    /// Locked before the references where both are.
+    table: Arc<Mutex<IdentityTable>>,
+    references: Arc<Mutex<References>>,
 }
 
 impl IdentityStore {
     /// Nothing is known yet; whoever follows the identities tells by [`Self::learn`] and [`Self::forget`].
     #[must_use]
     pub fn new(session: Session, locks: Locks, range: IdentityRange, node_ip: IpAddr) -> Self {
-        let state = State { node_ip, known: KnownIdentities::default(), in_use: BTreeMap::new() };
-        Self { session, locks, range, state: Arc::new(Mutex::new(state)) }
+        let references = Arc::new(Mutex::new(References { node_ip, named: BTreeMap::new() }));
+        Self { session, locks, range, table: Arc::default(), references }
     }
 
     /// An identity was seen.
     pub fn learn(&self, id: IdentityId, labels: Labels) {
-        lock(&self.state).known.insert(id, labels);
+        lock(&self.table).known.insert(id, labels, ());
     }
 
     /// An identity was seen to be gone.
     pub fn forget(&self, id: IdentityId) {
-        lock(&self.state).known.remove(id);
+        lock(&self.table).known.remove(id);
     }
 
     /// What is known.
     #[must_use]
     pub fn known(&self) -> KnownIdentities {
-        lock(&self.state).known.clone()
+        lock(&self.table).known.clone()
     }
 
     /// The identity of these labels, with one user more.
@@ -137,25 +76,20 @@ impl IdentityStore {
     /// # Errors
     /// See [`AllocateError`]. Nothing is held then, and what may have been written has no user.
     pub async fn allocate(&self, labels: &Labels) -> Result<IdentityId, AllocateError> {
-        if let Some(id) = self.use_again(labels) {
+        let in_use = lock(&self.table).use_again(labels);
+        if let Some(id) = in_use {
             return Ok(id);
         }
         let held = self.locks.lock(&keys::identity_lock(labels)).await.map_err(|error| lock_failed(labels, error))?;
         // Somebody in this process may have had the lock before us.
-        let allocated = match self.use_again(labels) {
+        let in_use = lock(&self.table).use_again(labels);
+        let allocated = match in_use {
             Some(id) => Ok(id),
             None => self.allocate_locked(labels, &held).await,
         };
         // A lock that could not be given back is deleted by the session.
         drop(held.unlock().await);
         allocated
-    }
-
-    fn use_again(&self, labels: &Labels) -> Option<IdentityId> {
-        let mut state = lock(&self.state);
-        let in_use = state.in_use.get_mut(labels)?;
-        in_use.users += 1;
-        Some(in_use.id)
     }
 
     async fn allocate_locked(&self, labels: &Labels, held: &Held) -> Result<IdentityId, AllocateError> {
@@ -168,7 +102,7 @@ impl IdentityStore {
         }
         for _ in 0..ATTEMPTS {
             let random = self.session.env().random_u64();
-            let free = lock(&self.state).known.free(&self.range, &refused, random);
+            let free = lock(&self.table).known.free(&self.range, &refused, random);
             let Some(id) = free else {
                 return Err(AllocateError::Exhausted { labels: labels.clone(), count: self.range.count() });
             };
@@ -186,7 +120,7 @@ impl IdentityStore {
     /// Identities that these labels have already: the known ones, and those that other nodes refer to.
     async fn candidates(&self, labels: &Labels, held: &Held) -> Result<Vec<IdentityId>, AllocateError> {
         let known: Vec<IdentityId> =
-            lock(&self.state).known.ids(labels).filter(|id| self.range.contains(*id)).collect();
+            lock(&self.table).known.ids(labels).filter(|id| self.range.contains(*id)).collect();
         if !known.is_empty() {
             return Ok(known);
         }
@@ -212,7 +146,7 @@ impl IdentityStore {
     async fn claim(&self, labels: &Labels, id: IdentityId, held: &Held) -> Result<bool, AllocateError> {
         let master = keys::identity(id);
         let text = labels.canonical();
-        let node_ip = lock(&self.state).node_ip;
+        let node_ip = lock(&self.references).node_ip;
         let reference = keys::identity_reference(labels, node_ip);
         let value = id.to_string();
         let put = |key: &str, value: &str, lease| Op::Put { key: key.to_owned(), value: value.into(), lease };
@@ -228,7 +162,7 @@ impl IdentityStore {
         };
         // A number that nobody has is tried as new first: one round trip for a new identity, two for a known one
         // that was collected meanwhile.
-        let is_known = lock(&self.state).known.labels(id).is_some();
+        let is_known = lock(&self.table).known.labels(id).is_some();
         for turn in [is_known, !is_known] {
             let outcome = if turn {
                 self.session.put_by(&reference, value.as_bytes(), exists).await
@@ -240,10 +174,12 @@ impl IdentityStore {
                 self.session.delete(&reference);
             }
             if self.done(labels, outcome)?.succeeded {
-                let mut state = lock(&self.state);
-                state.known.insert(id, labels.clone());
-                state.in_use.insert(labels.clone(), InUse { id, users: 1, node_ip });
-                self.rename(&mut state);
+                let mut table = lock(&self.table);
+                table.known.insert(id, labels.clone(), ());
+                table.hold(labels, id);
+                let mut references = lock(&self.references);
+                references.named.insert(labels.clone(), (id, node_ip));
+                self.rename(&mut references);
                 return Ok(true);
             }
         }
@@ -268,31 +204,34 @@ impl IdentityStore {
 
     /// One user less; without users the node's reference goes. The identity itself is left to the operator.
     pub fn release(&self, labels: &Labels) {
-        let mut state = lock(&self.state);
-        let Some(in_use) = state.in_use.get_mut(labels) else { return };
-        in_use.users = in_use.users.saturating_sub(1);
-        if in_use.users == 0 {
-            let node_ip = in_use.node_ip;
-            state.in_use.remove(labels);
+        // The lock is held, so that a user who comes meanwhile writes the reference after its deletion.
+        let mut table = lock(&self.table);
+        if table.release(labels) {
+            self.dereference(labels);
+        }
+    }
+
+    fn dereference(&self, labels: &Labels) {
+        if let Some((_, node_ip)) = lock(&self.references).named.remove(labels) {
             self.session.delete(&keys::identity_reference(labels, node_ip));
         }
     }
 
     /// The node's address is another one: references are named after it. The old ones could become another node's.
     pub fn moved(&self, node_ip: IpAddr) {
-        let mut state = lock(&self.state);
-        state.node_ip = node_ip;
-        self.rename(&mut state);
+        let mut references = lock(&self.references);
+        references.node_ip = node_ip;
+        self.rename(&mut references);
     }
 
     /// Renames the references that are named after another address than the node's.
-    fn rename(&self, state: &mut State) {
-        let node_ip = state.node_ip;
-        for (labels, in_use) in state.in_use.iter_mut().filter(|(_, in_use)| in_use.node_ip != node_ip) {
+    fn rename(&self, references: &mut References) {
+        let node_ip = references.node_ip;
+        for (labels, (id, named)) in references.named.iter_mut().filter(|(_, (_, named))| *named != node_ip) {
             // The identity is not without a reference in between for long: whoever collects identities looks twice.
-            self.session.put(&keys::identity_reference(labels, node_ip), in_use.id.to_string().as_bytes());
-            self.session.delete(&keys::identity_reference(labels, in_use.node_ip));
-            in_use.node_ip = node_ip;
+            self.session.put(&keys::identity_reference(labels, node_ip), id.to_string().as_bytes());
+            self.session.delete(&keys::identity_reference(labels, *named));
+            *named = node_ip;
         }
     }
 
@@ -302,11 +241,7 @@ impl IdentityStore {
     /// An identity that exists with other labels now (the store was emptied, and its number was given away) is not
     /// used for new endpoints any more; the answer lists these.
     pub async fn restore(&self) -> Vec<(IdentityId, Labels)> {
-        let missing: Vec<(IdentityId, Labels)> = {
-            let state = lock(&self.state);
-            let gone = |(labels, in_use): &(&Labels, &InUse)| state.known.labels(in_use.id) != Some(*labels);
-            state.in_use.iter().filter(gone).map(|(labels, in_use)| (in_use.id, labels.clone())).collect()
-        };
+        let missing = lock(&self.table).missing();
         let mut taken = Vec::new();
         for (id, labels) in missing {
             let key = keys::identity(id);
@@ -318,9 +253,8 @@ impl IdentityStore {
             match self.session.kv().txn(txn).await {
                 Outcome::Done(answer) => {
                     if is_other(&answer, &labels) {
-                        if let Some(in_use) = lock(&self.state).in_use.remove(&labels) {
-                            self.session.delete(&keys::identity_reference(&labels, in_use.node_ip));
-                        }
+                        lock(&self.table).give_up(&labels);
+                        self.dereference(&labels);
                         taken.push((id, labels));
                     }
                 }
@@ -358,52 +292,5 @@ fn refused(labels: Labels, refusal: &KvRefusal) -> AllocateError {
         KvRefusal::LeaseNotFound(_) | KvRefusal::NoSpace(_) | KvRefusal::Unavailable(_) => {
             AllocateError::Unavailable { labels, why }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use basal_crds::names::ClusterId;
-
-    fn labels(text: &str) -> Labels {
-        Labels::parse_canonical(text).unwrap()
-    }
-
-    #[test]
-    fn several_identities_of_one_set_of_labels_are_known() {
-        let mut known = KnownIdentities::default();
-        let (a, b) = (labels("k8s:a=1;"), labels("k8s:b=1;"));
-        for (id, labels) in [(301, &a), (300, &a), (302, &b)] {
-            known.insert(IdentityId::new(id), labels.clone());
-        }
-        assert_eq!(known.ids(&a).map(IdentityId::get).collect::<Vec<_>>(), [300, 301]);
-        known.insert(IdentityId::new(300), b.clone());
-        known.remove(IdentityId::new(302));
-        known.remove(IdentityId::new(302));
-        assert_eq!(known.ids(&a).map(IdentityId::get).collect::<Vec<_>>(), [301]);
-        assert_eq!(known.ids(&b).map(IdentityId::get).collect::<Vec<_>>(), [300]);
-        assert_eq!(known.labels(IdentityId::new(300)), Some(&b));
-        assert_eq!(known.iter().count(), 2);
-    }
-
-    #[test]
-    fn every_free_number_of_the_range_can_be_drawn_and_no_other() {
-        let range = IdentityRange::of(ClusterId::new(0));
-        let mut known = KnownIdentities::default();
-        let draw = |known: &KnownIdentities, except: &BTreeSet<IdentityId>, random| {
-            known.free(&range, except, random).map(IdentityId::get)
-        };
-        let none = BTreeSet::new();
-        assert_eq!(draw(&known, &none, 0), Some(256));
-        assert_eq!(draw(&known, &none, u64::from(range.count()) - 1), Some(65_535));
-        known.insert(IdentityId::new(65_535), labels("k8s:a=1;"));
-        assert_eq!(draw(&known, &none, u64::from(range.count()) - 1), Some(256), "the search wraps around");
-        let except = BTreeSet::from([IdentityId::new(256)]);
-        assert_eq!(draw(&known, &except, u64::from(range.count()) - 1), Some(257));
-        for id in 256..=65_535 {
-            known.insert(IdentityId::new(id), labels("k8s:a=1;"));
-        }
-        assert_eq!(draw(&known, &none, 12_345), None);
     }
 }

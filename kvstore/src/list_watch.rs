@@ -2,7 +2,7 @@
 //!
 //! After every interruption (compaction, a lost connection, a refusal) the prefix is listed again and compared with
 //! what was known. What is missing then is handed over as *one* list, never as single deletions, so that a consumer
-//! sees an emptied or replaced store for what it is and decides; [`DelayedDeletes`] is the usual decision.
+//! sees an emptied or replaced store for what it is and decides; `basal_crds::directory::patience` is the usual decision.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -192,100 +192,5 @@ impl Follower {
             };
         }
         Some(Update::Changed(batch))
-    }
-}
-
-/// Deletions that wait, because the thing may come back: another writer may be restarting, or the store was emptied.
-///
-/// While the source holds nothing at all no deletion falls due; [`Self::restart`] starts the wait again when it has come
-/// back.
-#[derive(Debug, Clone)]
-pub struct DelayedDeletes<K> {
-    delay: Duration,
-    waiting: BTreeMap<K, Instant>,
-}
-
-impl<K: Ord + Clone> DelayedDeletes<K> {
-    /// None yet; each will wait for so long.
-    #[must_use]
-    pub fn new(delay: Duration) -> Self {
-        Self { delay, waiting: BTreeMap::new() }
-    }
-
-    /// Something is gone from the source since `now`. What waits already goes on waiting.
-    pub fn schedule(&mut self, key: K, now: Instant) {
-        self.waiting.entry(key).or_insert(now + self.delay);
-    }
-
-    /// It is back: true when it was waiting.
-    pub fn cancel(&mut self, key: &K) -> bool {
-        self.waiting.remove(key).is_some()
-    }
-
-    /// The source has come back from having nothing: every wait starts anew.
-    pub fn restart(&mut self, now: Instant) {
-        for due in self.waiting.values_mut() {
-            *due = now + self.delay;
-        }
-    }
-
-    /// Whether anything waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// When the next one falls due.
-    #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
-        self.waiting.values().min().copied()
-    }
-
-    /// Takes out what is due. While the source is empty nothing is due before another full delay has passed.
-    pub fn take_due(&mut self, now: Instant, source_is_empty: bool) -> Vec<K> {
-        if source_is_empty {
-            for due in self.waiting.values_mut() {
-                *due = (*due).max(now + self.delay);
-            }
-            return Vec::new();
-        }
-        let due: Vec<K> = self.waiting.iter().filter(|(_, due)| **due <= now).map(|(key, _)| key.clone()).collect();
-        for key in &due {
-            self.waiting.remove(key);
-        }
-        due
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_deletion_waits_and_is_cancelled_by_a_return() {
-        let mut deletes = DelayedDeletes::new(Duration::from_secs(30));
-        let start = Instant::now();
-        let at = |s| start + Duration::from_secs(s);
-        deletes.schedule("a", at(0));
-        deletes.schedule("b", at(10));
-        deletes.schedule("a", at(20));
-        assert_eq!(deletes.next_due(), Some(at(30)));
-        assert!(deletes.take_due(at(29), false).is_empty());
-        assert_eq!(deletes.take_due(at(30), false), ["a"]);
-        assert!(deletes.cancel(&"b") && !deletes.cancel(&"b"));
-        assert!(deletes.take_due(at(99), false).is_empty() && deletes.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_due_while_the_source_is_empty() {
-        let mut deletes = DelayedDeletes::new(Duration::from_secs(30));
-        let start = Instant::now();
-        let at = |s| start + Duration::from_secs(s);
-        deletes.schedule("a", at(0));
-        assert!(deletes.take_due(at(1000), true).is_empty());
-        assert_eq!(deletes.next_due(), Some(at(1030)), "the source is looked at again then");
-        deletes.restart(at(1020));
-        assert!(deletes.take_due(at(1049), false).is_empty());
-        assert_eq!(deletes.take_due(at(1050), false), ["a"]);
     }
 }

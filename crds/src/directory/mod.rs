@@ -1,5 +1,11 @@
 //! What an agent learns of the cluster and tells it: nodes, addresses, identities. One interface; the source behind it
 //! is etcd or the API server, and nothing above knows which.
+//!
+//! What the sources have in common stands here too: which deletions wait ([`patience`]), and how identities are kept
+//! ([`identities`]).
+
+pub mod identities;
+pub mod patience;
 
 use std::net::IpAddr;
 
@@ -36,6 +42,19 @@ pub enum Change<K, V> {
     InSync,
     /// The source cannot be followed at the moment; what is known may be old until the next `InSync`.
     Stale(String),
+}
+
+impl<K, V> Change<K, V> {
+    /// The same with a part of the value, or another.
+    pub fn map<W>(self, value: impl FnOnce(V) -> W) -> Change<K, W> {
+        match self {
+            Self::Upsert(key, old) => Change::Upsert(key, value(old)),
+            Self::Delete(key) => Change::Delete(key),
+            Self::Invalid { name, problem } => Change::Invalid { name, problem },
+            Self::InSync => Change::InSync,
+            Self::Stale(why) => Change::Stale(why),
+        }
+    }
 }
 
 /// A node among all clusters of a mesh.
