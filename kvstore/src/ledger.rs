@@ -27,7 +27,7 @@ use futures::{
 };
 
 pub use self::{
-    claim::{ClaimError, ClaimSeen, read_claim},
+    claim::{ClaimError, ClaimSeen, read_claim, watch_claim},
     keys::{LedgerKey, LedgerKeys},
 };
 use crate::kv::{

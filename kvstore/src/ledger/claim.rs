@@ -1,4 +1,5 @@
-//! How an agent looks its own claim up: without the ledger as a whole, and without knowing how large cells are.
+//! How an agent looks its own claim up and follows it: without the ledger as a whole, and without knowing how large
+//! cells are.
 
 use std::sync::Arc;
 
@@ -8,9 +9,13 @@ use basal_ipam::{
     prefix::PodCidr,
 };
 use basal_runtime::outcome::Outcome;
+use futures::{
+    StreamExt as _, future,
+    stream::{self, BoxStream},
+};
 
 use super::keys::LedgerKeys;
-use crate::kv::{Header, Kv, MAX_TXN_OPS, Op, OpAnswer, Range, Txn};
+use crate::kv::{Header, Kv, MAX_TXN_OPS, Op, OpAnswer, Range, Txn, WatchEvent};
 
 /// What the ledger says of one block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,4 +72,49 @@ pub async fn read_claim(kv: &Arc<dyn Kv>, keys: &LedgerKeys, block: PodCidr) -> 
         }
     }
     Ok(seen)
+}
+
+/// Follows a block's claim from what was seen on: an item each time that the ledger says something else of the block,
+/// whatever becomes of its neighbours in the cell. Where there was no cell there is nothing to follow. The stream ends
+/// when its watch breaks, after an error that says why; the caller reads the claim again.
+pub fn watch_claim(
+    kv: &Arc<dyn Kv>,
+    keys: &LedgerKeys,
+    block: PodCidr,
+    seen: &ClaimSeen,
+) -> BoxStream<'static, Result<Option<Block>, ClaimError>> {
+    let Some((cell, _)) = seen.cell else { return stream::pending().boxed() };
+    let key = keys.cell(cell);
+    let batches = kv.watch(&key, seen.header.revision + 1);
+    let claims = batches.flat_map(move |batch| {
+        let claims = match batch {
+            Ok(batch) => {
+                // The watch is by prefix, and a key may begin like this one.
+                let ours = batch.events.iter().filter(|event| event.key() == key);
+                ours.map(|event| claim_in(event, cell, block)).collect()
+            }
+            Err(error) => vec![Err(super::read_failed(&error).into())],
+        };
+        stream::iter(claims)
+    });
+    let mut last = seen.block.clone();
+    let news = claims.filter(move |claim| {
+        let is_news = claim.as_ref().map_or(true, |claim| *claim != last);
+        if let Ok(claim) = claim {
+            last.clone_from(claim);
+        }
+        future::ready(is_news)
+    });
+    news.boxed()
+}
+
+/// What the ledger says of a block after a change of its cell.
+fn claim_in(event: &WatchEvent, cell: CellId, block: PodCidr) -> Result<Option<Block>, ClaimError> {
+    match event {
+        WatchEvent::Delete { .. } => Ok(None),
+        WatchEvent::Put(kv) => {
+            let contents = Cell::from_json(cell, &kv.value).map_err(|error| ClaimError::Cell { cell, error })?;
+            Ok(contents.blocks().get(&block).cloned())
+        }
+    }
 }

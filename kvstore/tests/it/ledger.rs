@@ -11,14 +11,14 @@ use basal_ipam::{
 };
 use basal_kvstore::{
     kv::Kv,
-    ledger::{ClaimError, EtcdLedger, LedgerKeys, read_claim},
+    ledger::{ClaimError, EtcdLedger, LedgerKeys, read_claim, watch_claim},
 };
 use basal_sim::kv::ModelKv;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 
 use crate::{
     real::{connect, plain},
-    support::{put, shared},
+    support::{delete, put, shared},
 };
 
 fn cidr(text: &str) -> PodCidr {
@@ -163,6 +163,39 @@ async fn a_claim_is_found_without_knowing_its_cell() {
     put(&model, &keys.cell(id("10.0.0.0/16")), "x").await;
     let error = read_claim(&kv, &keys, cidr("10.0.3.0/24")).await.unwrap_err();
     assert!(matches!(error, ClaimError::Cell { error: CellError::Unreadable(_), .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_followed_and_its_neighbours_are_not() {
+    let model = ModelKv::new(1);
+    let kv = shared(&model);
+    let keys = LedgerKeys::new("default");
+    let mut contents = cell("10.0.0.0/8", 24, "10.0.0.0/16", "10.0.3.0/24");
+    let key = keys.cell(id("10.0.0.0/16"));
+    put(&model, &key, &text(&contents)).await;
+    let block = cidr("10.0.3.0/24");
+    let seen = read_claim(&kv, &keys, block).await.unwrap();
+    let mut claims = watch_claim(&kv, &keys, block, &seen);
+    contents.set(cidr("10.0.4.0/24"), granted("b")).unwrap();
+    put(&model, &key, &text(&contents)).await;
+    // Another cell whose key begins alike.
+    put(&model, &format!("{key}0"), "x").await;
+    assert!(claims.next().now_or_never().is_none(), "a neighbour's claim is none of ours");
+    let resting = Block { state: BlockState::Quarantined, ..granted("a") };
+    contents.set(block, resting.clone()).unwrap();
+    put(&model, &key, &text(&contents)).await;
+    assert_eq!(claims.next().await.unwrap().unwrap(), Some(resting));
+    put(&model, &key, "x").await;
+    let error = claims.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, ClaimError::Cell { error: CellError::Unreadable(_), .. }), "{error}");
+    delete(&model, &key).await;
+    assert_eq!(claims.next().await.unwrap().unwrap(), None);
+    model.cut_watches();
+    let error = claims.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, ClaimError::Ledger(LedgerError::Unavailable(_))), "{error}");
+    assert!(claims.next().await.is_none(), "the caller looks again");
+    let nowhere = read_claim(&kv, &keys, cidr("10.9.0.0/24")).await.unwrap();
+    assert!(watch_claim(&kv, &keys, cidr("10.9.0.0/24"), &nowhere).next().now_or_never().is_none());
 }
 
 fn text(cell: &Cell) -> String {
