@@ -1,5 +1,6 @@
 //! The Kubernetes API server for Basal: the port [`port::Objects`] and its kube adapter, and above the port, once for
-//! every user of it: ordered caches, leadership, events, status conditions, and the installation of custom resources.
+//! every user of it: ordered caches, leadership, events, status conditions, the installation of custom resources, and the
+//! directory of nodes, identities and ip→identity records in Cilium's custom resources.
 //!
 //! It promises that no write overwrites what its writer has not seen, that a lost answer is told as such, and that an
 //! object which does not parse stays visible as invalid.
@@ -7,6 +8,7 @@
 pub mod cache;
 pub mod conditions;
 pub mod crd_install;
+pub mod directory;
 pub mod events;
 pub mod kube;
 pub mod leadership;

@@ -128,6 +128,12 @@ impl Object {
         ObjectKey { namespace, name: self.name().to_owned() }
     }
 
+    /// `kind`.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        self.0.get("kind").and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// `metadata.name`.
     #[must_use]
     pub fn name(&self) -> &str {

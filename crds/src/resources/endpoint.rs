@@ -1,6 +1,6 @@
 //! CiliumEndpoint: a pod's endpoint, as its agent sees it. It has the name and namespace of the pod.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
@@ -12,7 +12,11 @@ use super::{
     definition::{Column, Kind, Names},
     is_default, or_default,
 };
-use crate::address::parse_ip;
+use crate::{
+    address::parse_ip,
+    identity::IdentityId,
+    kvstore::{IpRecord, IpTarget, NamedPort},
+};
 
 /// The endpoint of a pod. Written by the agent of the pod's node.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,6 +52,67 @@ impl CiliumEndpoint {
         };
         texts.filter(|(_, _, text)| !text.is_empty()).map(address).collect()
     }
+
+    /// The ip→identity records that the endpoint stands for: one for each address. None while it has no identity, or when
+    /// it is not shown behind a node: then its agent has taken the records back.
+    ///
+    /// # Errors
+    /// The first field that does not parse.
+    pub fn ip_records(&self) -> Result<Vec<IpRecord>, EndpointFieldError> {
+        let status = &self.status;
+        let error = |field: String, value: &dyn fmt::Display, wanted| EndpointFieldError {
+            field,
+            value: value.to_string(),
+            wanted,
+        };
+        let (Some(identity), Some(networking)) = (&status.identity, &status.networking) else { return Ok(Vec::new()) };
+        if identity.id == 0 || networking.node.is_empty() {
+            return Ok(Vec::new());
+        }
+        let id = u32::try_from(identity.id)
+            .map_err(|_out| error("status.identity.id".to_owned(), &identity.id, "a number of 32 bits"))?;
+        let node = parse_ip(&networking.node)
+            .ok_or_else(|| error("status.networking.node".to_owned(), &networking.node, "an IP address"))?;
+        let key = status.encryption.as_ref().map_or(0, |encryption| encryption.key);
+        let key = u8::try_from(key)
+            .map_err(|_out| error("status.encryption.key".to_owned(), &key, "a number from 0 to 255"))?;
+        let mut named_ports = Vec::new();
+        for (i, port) in status.named_ports.iter().enumerate() {
+            let number = u16::try_from(port.port)
+                .map_err(|_out| error(format!("status.named-ports[{i}].port"), &port.port, "a port"))?;
+            named_ports.push(NamedPort { name: port.name.clone(), port: number, protocol: port.protocol.clone() });
+        }
+        let mut records = Vec::new();
+        for (i, pair) in networking.addressing.iter().enumerate() {
+            let texts = [("ipv4", &pair.ipv4), ("ipv6", &pair.ipv6)];
+            for (family, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+                let field = || format!("status.networking.addressing[{i}].{family}");
+                let ip = parse_ip(text).filter(|ip| ip.is_ipv4() == (family == "ipv4"));
+                let ip = ip.ok_or_else(|| error(field(), text, "an address of this family"))?;
+                records.push(IpRecord {
+                    encryption_key: key,
+                    namespace: self.metadata.namespace.clone().unwrap_or_default(),
+                    pod_name: self.metadata.name.clone().unwrap_or_default(),
+                    service_account: status.service_account.clone(),
+                    named_ports: named_ports.clone(),
+                    ..IpRecord::new(IpTarget::Host(ip), node, IdentityId::new(id))
+                });
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// Why a CiliumEndpoint cannot be turned into ip→identity records.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {value:?} is not {wanted}")]
+pub struct EndpointFieldError {
+    /// The field.
+    pub field: String,
+    /// What it holds.
+    pub value: String,
+    /// What is wanted there.
+    pub wanted: &'static str,
 }
 
 impl Kind for CiliumEndpoint {
@@ -293,4 +358,69 @@ pub struct PolicyEntry {
     /// The number of the protocol; 0 for all.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     pub protocol: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn shown() -> Value {
+        json!({
+            "metadata": { "namespace": "bar", "name": "baz-1" },
+            "status": {
+                "id": 7, "identity": { "id": 300, "labels": ["k8s:a=b"] }, "encryption": {},
+                "networking": { "addressing": [{ "ipv4": "10.0.1.5", "ipv6": "fd00::5" }], "node": "172.18.0.2" },
+                "named-ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }], "service-account": "default",
+            },
+        })
+    }
+
+    fn records(object: &Value) -> Result<Vec<IpRecord>, EndpointFieldError> {
+        serde_json::from_value::<CiliumEndpoint>(object.clone()).unwrap().ip_records()
+    }
+
+    #[test]
+    fn each_address_is_a_record_as_in_etcd() {
+        let expected = |ip: &str| IpRecord {
+            namespace: "bar".to_owned(),
+            pod_name: "baz-1".to_owned(),
+            service_account: "default".to_owned(),
+            named_ports: vec![NamedPort { name: "http".to_owned(), port: 8080, protocol: "TCP".to_owned() }],
+            ..IpRecord::new(IpTarget::Host(ip.parse().unwrap()), [172, 18, 0, 2].into(), IdentityId::new(300))
+        };
+        assert_eq!(records(&shown()), Ok(vec![expected("10.0.1.5"), expected("fd00::5")]));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_not_ready_to_be_told_of_has_none() {
+        for (pointer, value) in [
+            ("/status/identity", Value::Null),
+            ("/status/identity/id", json!(0)),
+            ("/status/networking/node", json!("")),
+        ] {
+            let mut object = shown();
+            *object.pointer_mut(pointer).unwrap() = value;
+            assert_eq!(records(&object), Ok(Vec::new()), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_does_not_parse_is_named() {
+        for (pointer, value, message) in [
+            ("/status/networking/node", json!("n1"), "status.networking.node: \"n1\" is not an IP address"),
+            ("/status/identity/id", json!(-1), "status.identity.id: \"-1\" is not a number of 32 bits"),
+            (
+                "/status/networking/addressing/0/ipv4",
+                json!("fd00::1"),
+                "status.networking.addressing[0].ipv4: \"fd00::1\" is not an address of this family",
+            ),
+            ("/status/named-ports/0/port", json!(70000), "status.named-ports[0].port: \"70000\" is not a port"),
+        ] {
+            let mut object = shown();
+            *object.pointer_mut(pointer).unwrap() = value;
+            assert_eq!(records(&object).unwrap_err().to_string(), message);
+        }
+    }
 }

@@ -14,9 +14,9 @@ mod schema;
 
 pub use definition::{Column, Definition, GROUP, Kind, Names, SCHEMA_VERSION, SCHEMA_VERSION_LABEL, crds};
 pub use endpoint::{
-    AddressPair, CiliumEndpoint, EncryptionStatus, EndpointAddressError, EndpointHealth, EndpointIdentity,
-    EndpointNetworking, EndpointPolicy, EndpointPolicyDirection, EndpointState, EndpointStatus, ExternalIdentifiers,
-    NamedPortStatus, PolicyEntry,
+    AddressPair, CiliumEndpoint, EncryptionStatus, EndpointAddressError, EndpointFieldError, EndpointHealth,
+    EndpointIdentity, EndpointNetworking, EndpointPolicy, EndpointPolicyDirection, EndpointState, EndpointStatus,
+    ExternalIdentifiers, NamedPortStatus, PolicyEntry,
 };
 pub use identity::{CiliumIdentity, HEARTBEAT_ANNOTATION};
 pub use node::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use basal_ipam::names::{NameError as NodeNameError, NodeName};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -328,6 +328,14 @@ pub enum NodeFieldError {
         /// `IP`, `IPv4` or `IPv6`.
         family: &'static str,
     },
+    /// A field holds no block.
+    #[error("{field}: {value:?} is not a CIDR")]
+    Cidr {
+        /// The field.
+        field: String,
+        /// What it holds.
+        value: String,
+    },
     /// The key's index has more than 8 bits.
     #[error("spec.encryption.key: {0} is not a number from 0 to 255")]
     EncryptionKey(i32),
@@ -355,6 +363,38 @@ impl CiliumNode {
             Ok(ip.map(|ip| NodeAddress { kind, ip }))
         };
         entries.map(address).filter_map(Result::transpose).collect()
+    }
+
+    /// The blocks that the operator confirms, with their place in `spec.ipam.podCIDRs`: those whose use in
+    /// `status.ipam.pod-cidrs` is `in-use`, which the operator writes only after its ledger holds them.
+    pub fn confirmed_pod_cidrs(&self) -> impl Iterator<Item = (usize, &str)> {
+        let used = |text: &str| {
+            let status = self.status.ipam.pod_cidrs.get(text);
+            status.is_some_and(|status| status.status == Some(PodCidrUse::InUse))
+        };
+        self.spec.ipam.pod_cidrs.iter().map(String::as_str).enumerate().filter(move |(_, text)| used(text))
+    }
+
+    /// [`Self::record`] with the blocks that the operator confirms; none while there is no such block.
+    ///
+    /// # Errors
+    /// The first field that does not parse.
+    pub fn confirmed_record(&self, cluster: &Cluster) -> Result<Option<NodeRecord>, NodeFieldError> {
+        let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
+        for (i, text) in self.confirmed_pod_cidrs() {
+            match text.parse() {
+                Ok(IpNet::V4(cidr)) => ipv4.push(cidr),
+                Ok(IpNet::V6(cidr)) => ipv6.push(cidr),
+                Err(_not_a_cidr) => {
+                    let field = format!("spec.ipam.podCIDRs[{i}]");
+                    return Err(NodeFieldError::Cidr { field, value: text.to_owned() });
+                }
+            }
+        }
+        if ipv4.is_empty() && ipv6.is_empty() {
+            return Ok(None);
+        }
+        self.record(cluster, ipv4, ipv6).map(Some)
     }
 
     /// The record that tells other nodes about this one. The blocks are given, since a CiliumNode may list some that
@@ -469,6 +509,26 @@ mod tests {
         assert_eq!(record.labels["kubernetes.io/os"], "linux");
         assert_eq!(record.wireguard_public_key, "abc=");
         assert_eq!(NodeRecord::parse(record.to_json().as_bytes()), Ok(record));
+    }
+
+    #[test]
+    fn only_blocks_that_the_operator_confirms_are_told() {
+        let mut object = written_by_cilium();
+        let record = |object: &Value| {
+            let node: CiliumNode = serde_json::from_value(object.clone()).unwrap();
+            node.confirmed_record(&Cluster::default())
+        };
+        assert_eq!(record(&object), Ok(None));
+        object["spec"]["ipam"]["podCIDRs"] = json!(["10.244.0.0/24", "fd00::/120", "10.9.0.0/24", "garbage"]);
+        object["status"]["ipam"]["pod-cidrs"] = json!({
+            "10.244.0.0/24": { "status": "in-use" }, "fd00::/120": { "status": "in-use" },
+            "10.9.0.0/24": { "status": "released" }, "10.8.0.0/24": { "status": "in-use" }, "x": {},
+        });
+        let found = record(&object).unwrap().unwrap();
+        assert_eq!(found.cidrs().map(|cidr| cidr.to_string()).collect::<Vec<_>>(), ["10.244.0.0/24", "fd00::/120"]);
+        object["status"]["ipam"]["pod-cidrs"]["garbage"] = json!({ "status": "in-use" });
+        let error = record(&object).unwrap_err().to_string();
+        assert_eq!(error, "spec.ipam.podCIDRs[3]: \"garbage\" is not a CIDR");
     }
 
     #[test]

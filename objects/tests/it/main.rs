@@ -1,9 +1,10 @@
-//! The adapter and what stands on it, against a real kube-apiserver with a real etcd.
+//! The adapter and what stands on it, against a real kube-apiserver with a real etcd; the directory over the model.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod above;
 mod connections;
+mod directory;
 mod requests;
 mod watches;
 

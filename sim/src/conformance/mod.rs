@@ -3,6 +3,7 @@
 //! Where the two differ, the real server is right and the model is mended. A case isolates itself by a prefix or a
 //! namespace of its own, so one server takes a whole suite.
 
+pub mod directory;
 pub mod kv;
 pub mod ledger;
 pub mod objects;

@@ -230,17 +230,52 @@ impl Kv for ModelKv {
 
 #[cfg(test)]
 mod tests {
+    use basal_crds::{directory::Directory, names::Cluster};
     use basal_ipam::ledger::Ledger;
-    use basal_kvstore::ledger::EtcdLedger;
+    use basal_kvstore::{
+        directory::{DirectoryConfig, EtcdDirectory},
+        leases::LeaseRules,
+        ledger::EtcdLedger,
+        session::Session,
+    };
+    use basal_runtime::env::SeededEnv;
 
     use super::*;
-    use crate::conformance::{self, kv::KvFixture, ledger::LedgerFixture};
+    use crate::conformance::{
+        self,
+        directory::{DirectoryFixture, EtcdAdmin, NODE_IP, OTHER_NODE_IP},
+        kv::KvFixture,
+        ledger::LedgerFixture,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn the_model_passes_the_conformance_suite() {
         let model = ModelKv::new(1);
         let broken = conformance::run_all(&conformance::kv::cases(), async |case| {
             Ok(KvFixture::new(Arc::new(model.clone()), Arc::new(model.clone()), "model", case))
+        })
+        .await;
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_etcd_directory_passes_its_suite_on_the_model() {
+        let model = ModelKv::new(1);
+        let mut number = 0;
+        let broken = conformance::run_all(&conformance::directory::cases(), async |_| {
+            number += 1;
+            let directory = |ip: &str| -> Arc<dyn Directory> {
+                let session = Session::start(
+                    Arc::new(SeededEnv::new(number.into())),
+                    Arc::new(model.clone()),
+                    LeaseRules::default(),
+                );
+                let node_ips = vec![ip.parse().unwrap()];
+                let config = DirectoryConfig { cluster: Cluster::default(), node_ips, page_size: 2 };
+                Arc::new(EtcdDirectory::start(session, config).unwrap())
+            };
+            let admin = Arc::new(EtcdAdmin(Arc::new(model.clone())));
+            DirectoryFixture::new(directory(NODE_IP), directory(OTHER_NODE_IP), admin, number).await
         })
         .await;
         assert!(broken.is_empty(), "{broken:#?}");

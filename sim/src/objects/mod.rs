@@ -365,11 +365,14 @@ impl Objects for ModelObjects {
 
 #[cfg(test)]
 mod tests {
+    use basal_crds::{directory::Directory, names::Cluster};
+    use basal_objects::directory::{DirectoryConfig, ObjectDirectory};
     use basal_runtime::env::SeededEnv;
 
     use super::*;
     use crate::conformance::{
         self,
+        directory::{self, DirectoryFixture, NODE_IP, OTHER_NODE_IP, ObjectsAdmin},
         objects::{ObjectsFixture, prepare},
     };
 
@@ -379,6 +382,25 @@ mod tests {
         prepare(&model).await.unwrap();
         let broken = conformance::run_all(&conformance::objects::cases(), async |case| {
             ObjectsFixture::new(Arc::clone(&model), case).await
+        })
+        .await;
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_object_directory_passes_its_suite_on_the_model() {
+        let env: SharedEnv = Arc::new(SeededEnv::new(1));
+        let model: Arc<dyn Objects> = Arc::new(ModelObjects::new(Arc::clone(&env)));
+        directory::prepare(&model).await.unwrap();
+        let mut number = 0;
+        let broken = conformance::run_all(&directory::cases(), async |_| {
+            number += 1;
+            let open = |ip: &str| -> Arc<dyn Directory> {
+                let config = DirectoryConfig { cluster: Cluster::default(), node_ips: vec![ip.parse().unwrap()] };
+                Arc::new(ObjectDirectory::start(&env, Arc::clone(&model), config))
+            };
+            let admin = Arc::new(ObjectsAdmin(Arc::clone(&model)));
+            DirectoryFixture::new(open(NODE_IP), open(OTHER_NODE_IP), admin, number).await
         })
         .await;
         assert!(broken.is_empty(), "{broken:#?}");

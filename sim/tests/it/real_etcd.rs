@@ -3,17 +3,22 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use basal_crds::{directory::Directory, names::Cluster};
 use basal_e2e::servers::{Etcd, EtcdOptions};
 use basal_ipam::ledger::Ledger;
 use basal_kvstore::{
     config::{EtcdConfig, KvstoreOptions, Source},
+    directory::{DirectoryConfig, EtcdDirectory},
     etcd::{EtcdKv, Limits},
     kv::{Kv, Revision},
+    leases::LeaseRules,
     ledger::EtcdLedger,
+    session::Session,
 };
 use basal_runtime::env::{SharedEnv, SystemEnv};
 use basal_sim::conformance::{
     self,
+    directory::{DirectoryFixture, EtcdAdmin, NODE_IP, OTHER_NODE_IP},
     kv::{KvAdmin, KvFixture},
     ledger::LedgerFixture,
 };
@@ -42,6 +47,26 @@ async fn etcd_passes_the_conformance_suite() {
     let admin: Arc<dyn KvAdmin> = Arc::new(Admin(etcd));
     let broken = conformance::run_all(&conformance::kv::cases(), async |case| {
         Ok(KvFixture::new(Arc::clone(&kv), Arc::clone(&admin), "etcd", case))
+    })
+    .await;
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directory_in_etcd_passes_the_conformance_suite() {
+    let etcd = tokio::task::block_in_place(|| Etcd::start(EtcdOptions::default()).unwrap());
+    let kv = connect(&etcd).await;
+    let mut number = 0;
+    let broken = conformance::run_all(&conformance::directory::cases(), async |_| {
+        number += 1;
+        let directory = |ip: &str| -> Arc<dyn Directory> {
+            let session = Session::start(Arc::new(SystemEnv), Arc::clone(&kv), LeaseRules::default());
+            let node_ips = vec![ip.parse().unwrap()];
+            let config = DirectoryConfig { cluster: Cluster::default(), node_ips, page_size: 2 };
+            Arc::new(EtcdDirectory::start(session, config).unwrap())
+        };
+        let admin = Arc::new(EtcdAdmin(Arc::clone(&kv)));
+        DirectoryFixture::new(directory(NODE_IP), directory(OTHER_NODE_IP), admin, number).await
     })
     .await;
     assert!(broken.is_empty(), "{broken:#?}");

@@ -1,0 +1,196 @@
+//! The directory in Cilium's custom resources: nodes from CiliumNodes, addresses from CiliumEndpoints, identities from
+//! CiliumIdentities.
+
+mod follow;
+mod identities;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use basal_crds::{
+    directory::{AllocateError, Changes, Directory, NodeId, patience::Patience},
+    identity::{IdentityId, IdentityRange},
+    kvstore::{IpRecord, IpTarget, NodeRecord},
+    labels::Labels,
+    names::Cluster,
+    resources::{CiliumEndpoint, CiliumNode},
+};
+use basal_runtime::{env::SharedEnv, outcome::Outcome, sync::lock};
+use futures::{
+    StreamExt as _,
+    channel::mpsc::{UnboundedSender, unbounded},
+    stream::BoxStream,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::{follow::follow, identities::Identities};
+use crate::{
+    object::{
+        Object, ObjectKey,
+        resources::{CILIUM_ENDPOINT, CILIUM_NODE},
+    },
+    port::{ObjectEvent, Objects, Preconditions, Refusal, Scope},
+};
+
+/// Who this agent is.
+#[derive(Debug, Clone)]
+pub struct DirectoryConfig {
+    /// Its cluster.
+    pub cluster: Cluster,
+    /// The addresses of its node that other nodes tunnel to: `status.networking.node` of its CiliumEndpoints is one of
+    /// them.
+    pub node_ips: Vec<IpAddr>,
+}
+
+/// The directory in custom resources.
+///
+/// A record of an address is not written here: the CiliumEndpoint that shows the endpoint is the record, and its writer
+/// hears from [`Self::vanished`] of those that are gone.
+pub struct ObjectDirectory {
+    objects: Arc<dyn Objects>,
+    config: DirectoryConfig,
+    published: Arc<Published>,
+    identities: Arc<Identities>,
+    _end: DropGuard,
+}
+
+/// The records that ought to be there.
+#[derive(Default)]
+struct Published {
+    /// The CiliumEndpoint of each address.
+    endpoints: Mutex<BTreeMap<IpTarget, ObjectKey>>,
+    /// Those who look after them.
+    keepers: Mutex<Vec<UnboundedSender<ObjectKey>>>,
+}
+
+impl Published {
+    fn gone(&self, target: &IpTarget) {
+        let Some(endpoint) = lock(&self.endpoints).get(target).cloned() else { return };
+        lock(&self.keepers).retain(|keeper| keeper.unbounded_send(endpoint.clone()).is_ok());
+    }
+}
+
+impl ObjectDirectory {
+    /// Starts to follow the identities.
+    #[must_use]
+    pub fn start(env: &SharedEnv, objects: Arc<dyn Objects>, config: DirectoryConfig) -> Self {
+        let range = IdentityRange::of(config.cluster.id());
+        let identities = Arc::new(Identities::new(Arc::clone(env), Arc::clone(&objects), range));
+        let end = CancellationToken::new();
+        let cancelled = end.clone();
+        let task = Arc::clone(&identities).follow();
+        env.spawn(
+            "identities",
+            Box::pin(async move {
+                cancelled.run_until_cancelled_owned(task).await;
+            }),
+        );
+        Self { objects, config, published: Arc::default(), identities, _end: end.drop_guard() }
+    }
+
+    /// The CiliumEndpoints that show published addresses and were seen to be gone, as long as somebody follows
+    /// [`Directory::ips`]. The stream ends with the directory.
+    #[must_use]
+    pub fn vanished(&self) -> BoxStream<'static, ObjectKey> {
+        let (sender, receiver) = unbounded();
+        lock(&self.published.keepers).push(sender);
+        receiver.boxed()
+    }
+}
+
+fn read_node(cluster: &Cluster, object: &Object) -> Result<Vec<(NodeId, NodeRecord)>, String> {
+    let node: CiliumNode = object.parse().map_err(|error| error.to_string())?;
+    let record = node.confirmed_record(cluster).map_err(|error| error.to_string())?;
+    Ok(record.map(|record| ((record.cluster.clone(), record.name.clone()), record)).into_iter().collect())
+}
+
+fn read_endpoint(object: &Object) -> Result<Vec<(IpTarget, IpRecord)>, String> {
+    let endpoint: CiliumEndpoint = object.parse().map_err(|error| error.to_string())?;
+    let records = endpoint.ip_records().map_err(|error| error.to_string())?;
+    Ok(records.into_iter().map(|record| (record.target, record)).collect())
+}
+
+#[async_trait]
+impl Directory for ObjectDirectory {
+    /// A CiliumNode counts once the operator confirms a block of it.
+    fn nodes(&self) -> Changes<NodeId, NodeRecord> {
+        let cluster = self.config.cluster.clone();
+        let read = move |object: &Object| read_node(&cluster, object);
+        follow(&*self.objects, CILIUM_NODE, Patience::Always, read, |_, _| {})
+    }
+
+    fn ips(&self) -> Changes<IpTarget, IpRecord> {
+        let published = Arc::clone(&self.published);
+        let seen = move |target: &IpTarget, found: Option<&IpRecord>| {
+            if found.is_none() {
+                published.gone(target);
+            }
+        };
+        follow(&*self.objects, CILIUM_ENDPOINT, Patience::AfterLoss, read_endpoint, seen)
+    }
+
+    fn identities(&self) -> Changes<IdentityId, Labels> {
+        self.identities.subscribe()
+    }
+
+    fn publish_ip(&self, record: &IpRecord) {
+        let endpoint = ObjectKey::namespaced(record.namespace.clone(), record.pod_name.clone());
+        lock(&self.published.endpoints).insert(record.target, endpoint);
+    }
+
+    fn withdraw_ip(&self, target: IpTarget) {
+        lock(&self.published.endpoints).remove(&target);
+    }
+
+    async fn withdraw_leftover_ips(&self) -> Result<usize, String> {
+        // By a watch's list, which comes object by object: there may be many, and few are this node's.
+        let mut listing = self.objects.watch(CILIUM_ENDPOINT, &Scope::default());
+        let mut leftovers = Vec::new();
+        loop {
+            match listing.next().await {
+                Some(Ok(ObjectEvent::Listed(object))) if self.is_leftover(&object) => {
+                    let (uid, resource_version) = (object.uid().to_owned(), object.resource_version().to_owned());
+                    leftovers.push((object.key(), Preconditions { uid, resource_version }));
+                }
+                Some(Ok(ObjectEvent::InSync)) | None => break,
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error.to_string()),
+            }
+        }
+        drop(listing);
+        let mut withdrawn = 0;
+        for (key, only_if) in leftovers {
+            match self.objects.delete(CILIUM_ENDPOINT, &key, only_if).await {
+                Outcome::Done(()) => withdrawn += 1,
+                // Somebody else was faster, or has made another object of it.
+                Outcome::Refused(Refusal::NotFound(_) | Refusal::Conflict(_)) => {}
+                Outcome::Refused(refusal) => return Err(format!("CiliumEndpoint {key}: {refusal}")),
+                Outcome::Unknown(why) => return Err(format!("CiliumEndpoint {key}: {why}")),
+            }
+        }
+        Ok(withdrawn)
+    }
+
+    async fn allocate_identity(&self, labels: &Labels) -> Result<IdentityId, AllocateError> {
+        self.identities.allocate(labels).await
+    }
+
+    fn release_identity(&self, labels: &Labels) {
+        self.identities.release(labels);
+    }
+}
+
+impl ObjectDirectory {
+    /// Whether a CiliumEndpoint is behind this node and none of its addresses is published. One that cannot be read is
+    /// left alone.
+    fn is_leftover(&self, object: &Object) -> bool {
+        let Ok(records) = read_endpoint(object) else { return false };
+        let published = lock(&self.published.endpoints);
+        let is_ours = |record: &IpRecord| record.host_ip.is_some_and(|ip| self.config.node_ips.contains(&ip));
+        !records.is_empty() && records.iter().all(|(target, r)| is_ours(r) && !published.contains_key(target))
+    }
+}
