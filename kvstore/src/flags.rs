@@ -30,8 +30,8 @@ pub struct ClusterFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "etcd")]
 pub struct EtcdFlags {
-    /// Where records are kept; only etcd
-    #[arg(long, default_value = "etcd")]
+    /// Where the cluster's records are kept: etcd, or empty for custom resources
+    #[arg(long, default_value = "")]
     pub kvstore: String,
 
     /// etcd.config=FILE (endpoints, CA, certificate, key), or etcd.address=URL, and more
@@ -59,7 +59,10 @@ pub enum FlagsError {
     #[error("cluster-name, cluster-id: {0}")]
     Cluster(#[from] NameError),
     /// Another store than etcd.
-    #[error("kvstore: {0:?} is not supported; set it to \"etcd\" and kvstore-opt to etcd.config=FILE")]
+    #[error(
+        "kvstore: {0:?} is not supported; set it to \"etcd\" and kvstore-opt to etcd.config=FILE, or to \"\" to keep \
+         records in custom resources"
+    )]
     Kvstore(String),
     /// The way to etcd.
     #[error(transparent)]
@@ -80,17 +83,19 @@ impl ClusterFlags {
 }
 
 impl EtcdFlags {
-    /// The way to etcd and the leases there.
+    /// The way to etcd and the leases there; `None` where records are kept in custom resources.
     ///
     /// # Errors
     /// Every [`FlagsError`] but [`FlagsError::Cluster`].
-    pub fn settings(&self) -> Result<EtcdSettings, FlagsError> {
-        if self.kvstore != "etcd" {
-            return Err(FlagsError::Kvstore(self.kvstore.clone()));
+    pub fn settings(&self) -> Result<Option<EtcdSettings>, FlagsError> {
+        match self.kvstore.as_str() {
+            "" => return Ok(None),
+            "etcd" => {}
+            unknown => return Err(FlagsError::Kvstore(unknown.to_owned())),
         }
         let options = KvstoreOptions::from_map(&self.kvstore_opt.0)?;
         let leases = LeaseRules::with_data_ttl(self.kvstore_lease_ttl.0)?;
-        Ok(EtcdSettings { options, leases })
+        Ok(Some(EtcdSettings { options, leases }))
     }
 }
 
@@ -117,9 +122,10 @@ mod tests {
 
     #[test]
     fn defaults_are_ciliums() {
-        let flags = flags(&[]);
-        assert_eq!(flags.cluster.cluster().unwrap(), Cluster::default());
-        assert_eq!(flags.etcd.settings().unwrap().leases.data_ttl, Duration::from_secs(900));
+        assert_eq!(flags(&[]).cluster.cluster().unwrap(), Cluster::default());
+        assert_eq!(flags(&[]).etcd.settings().unwrap(), None);
+        let etcd = flags(&["--kvstore=etcd"]).etcd.settings().unwrap().unwrap();
+        assert_eq!(etcd.leases.data_ttl, Duration::from_secs(900));
     }
 
     #[test]
@@ -128,13 +134,14 @@ mod tests {
             let message = flags(&[argument]).cluster.cluster().unwrap_err().to_string();
             assert!(message.contains(part), "{argument}: {message}");
         }
-        for (arguments, part) in
-            [(&["--kvstore=none"][..], "kvstore: \"none\""), (&["--kvstore-lease-ttl=5s"], "kvstore-lease-ttl is 5s")]
-        {
+        for (arguments, part) in [
+            (&["--kvstore=none"][..], "kvstore: \"none\""),
+            (&["--kvstore=etcd", "--kvstore-lease-ttl=5s"], "kvstore-lease-ttl is 5s"),
+        ] {
             let message = flags(arguments).etcd.settings().unwrap_err().to_string();
             assert!(message.contains(part), "{arguments:?}: {message}");
         }
-        let nowhere = Flags::parse_from(["daemon"]).etcd.settings().unwrap_err();
+        let nowhere = Flags::parse_from(["daemon", "--kvstore=etcd"]).etcd.settings().unwrap_err();
         assert!(nowhere.to_string().contains("exactly one of etcd.config"), "{nowhere}");
     }
 }

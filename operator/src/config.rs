@@ -161,6 +161,9 @@ pub enum CheckError {
     /// The cluster, or the way to etcd.
     #[error(transparent)]
     Flags(#[from] FlagsError),
+    /// No etcd.
+    #[error("kvstore: the operator keeps its ledger in etcd; set it to \"etcd\" and kvstore-opt to etcd.config=FILE")]
+    NoEtcd,
     /// The pool.
     #[error(transparent)]
     Pool(#[from] PoolConfigError),
@@ -192,8 +195,16 @@ impl OperatorConfig {
     pub fn check(&self) -> Result<(), CheckError> {
         self.cluster.cluster()?;
         self.pool()?;
-        self.etcd.settings()?;
+        self.etcd()?;
         self.leadership(String::new()).check().map_err(CheckError::Election)
+    }
+
+    /// The way to etcd.
+    ///
+    /// # Errors
+    /// A key that does not fit, or none that leads there.
+    pub fn etcd(&self) -> Result<EtcdSettings, CheckError> {
+        self.etcd.settings()?.ok_or(CheckError::NoEtcd)
     }
 
     /// What is kept up beside nodes.

@@ -47,7 +47,7 @@ pub async fn main() -> anyhow::Result<()> {
     let config = loaded.config;
     logging::init(&config.log)?;
     config.check()?;
-    let etcd = config.etcd.settings()?;
+    let etcd = config.etcd()?;
     let effective = serde_json::to_value(&loaded.effective).context("the configuration cannot be shown")?;
     info!(config = %effective, "effective configuration");
     if !loaded.unknown.is_empty() {

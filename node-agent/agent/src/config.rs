@@ -112,6 +112,10 @@ pub struct DatapathFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Identities")]
 pub struct IdentityFlags {
+    /// Where identities are allocated: crd or kvstore; empty for the one that fits kvstore
+    #[arg(long, default_value = "")]
+    pub identity_allocation_mode: String,
+
     /// Patterns of labels that count for identities, [source:][!]pattern, separated by spaces
     #[arg(long, default_value = "")]
     pub labels: String,
@@ -171,6 +175,21 @@ pub enum SettingsError {
     /// No family is on.
     #[error("enable-ipv4 and enable-ipv6 are both false: pods would have no address; set one to true")]
     NoFamily,
+    /// Identities are wanted elsewhere than the other records.
+    #[error(
+        "identity-allocation-mode: {mode:?} does not fit kvstore: {kvstore:?}, for Basal keeps all records in one \
+         place; set identity-allocation-mode to {fitting:?}, or kvstore to {other:?}"
+    )]
+    IdentityMode {
+        /// What `identity-allocation-mode` says.
+        mode: String,
+        /// What `kvstore` says.
+        kvstore: String,
+        /// The mode that fits it.
+        fitting: &'static str,
+        /// The other value of `kvstore`.
+        other: &'static str,
+    },
     /// The filter's keys.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -208,8 +227,8 @@ pub struct Settings {
     pub datapath: DatapathFlags,
     /// Which labels count.
     pub filter: LabelFilter,
-    /// The way to etcd and the leases there.
-    pub etcd: EtcdSettings,
+    /// The way to etcd and the leases there; `None` where the cluster's records are custom resources.
+    pub etcd: Option<EtcdSettings>,
     /// What is put on the node.
     pub cni: CniFlags,
 }
@@ -228,6 +247,8 @@ impl AgentConfig {
         if families.is_empty() {
             return Err(SettingsError::NoFamily);
         }
+        let etcd = self.etcd.settings()?;
+        self.check_identity_mode(etcd.is_some())?;
         let file = match &self.identity.label_prefix_file {
             None => None,
             Some(path) => Some(
@@ -247,9 +268,19 @@ impl AgentConfig {
             tunnel_port: if self.datapath.tunnel_port == 0 { DEFAULT_TUNNEL_PORT } else { self.datapath.tunnel_port },
             datapath: self.datapath.clone(),
             filter: LabelFilter::new(file.as_deref(), &self.identity.labels)?,
-            etcd: self.etcd.settings()?,
+            etcd,
             cni: self.cni.clone(),
         })
+    }
+
+    fn check_identity_mode(&self, with_etcd: bool) -> Result<(), SettingsError> {
+        let (fitting, other) = if with_etcd { ("kvstore", "") } else { ("crd", "etcd") };
+        let mode = &self.identity.identity_allocation_mode;
+        if mode.is_empty() || mode == fitting {
+            return Ok(());
+        }
+        let (mode, kvstore) = (mode.clone(), self.etcd.kvstore.clone());
+        Err(SettingsError::IdentityMode { mode, kvstore, fitting, other })
     }
 }
 
@@ -278,11 +309,31 @@ mod tests {
     }
 
     #[test]
+    fn records_are_in_etcd_or_in_custom_resources() {
+        for (arguments, with_etcd) in [
+            (&[][..], false),
+            (&["--identity-allocation-mode=crd"], false),
+            (&["--kvstore=etcd"], true),
+            (&["--kvstore=etcd", "--identity-allocation-mode=kvstore"], true),
+        ] {
+            assert_eq!(settings(arguments).unwrap().etcd.is_some(), with_etcd, "{arguments:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_named() {
         for (arguments, part) in [
             (&["--enable-ipv4=false", "--enable-ipv6=false"][..], "enable-ipv6"),
             (&["--cluster-id=3"], "cluster-id"),
-            (&["--kvstore-lease-ttl=5s"], "kvstore-lease-ttl"),
+            (&["--kvstore=etcd", "--kvstore-lease-ttl=5s"], "kvstore-lease-ttl"),
+            (
+                &["--identity-allocation-mode=kvstore"],
+                "set identity-allocation-mode to \"crd\", or kvstore to \"etcd\"",
+            ),
+            (
+                &["--kvstore=etcd", "--identity-allocation-mode=doublewrite-readcrd"],
+                "set identity-allocation-mode to \"kvstore\", or kvstore to \"\"",
+            ),
             (&["--mtu=1000"], "mtu"),
             (&["--labels=k8s:("], "labels"),
         ] {

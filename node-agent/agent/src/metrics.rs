@@ -161,7 +161,11 @@ impl AgentMetrics {
         );
         registry.register("cni_calls", "Calls at the CNI socket", metrics.calls.clone());
         registry.register("cni_call_seconds", "How long calls at the CNI socket took", metrics.call_seconds.clone());
-        registry.register("kvstore_events", "Records that came from etcd", metrics.events.clone());
+        registry.register(
+            "kvstore_events",
+            "Records of nodes, addresses and identities that came from etcd, or from custom resources without it",
+            metrics.events.clone(),
+        );
         registry.register(
             "object_write_failures",
             "Writes of CiliumEndpoints that failed and are tried again",

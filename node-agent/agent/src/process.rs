@@ -18,7 +18,7 @@ use basal_runtime::{
 use tracing::{info, warn};
 
 use crate::{
-    agent::{Agent, Ports},
+    agent::{Agent, Ports, store::Store},
     config::AgentConfig,
     journal::file::FileJournal,
     metrics::{AgentMetrics, PREFIX},
@@ -49,7 +49,7 @@ pub async fn main() -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals(env.as_ref())?;
     let (metrics, readiness) = (Metrics::new(PREFIX), Readiness::new());
     let connections = readiness.guard("connections");
-    connections.not_ready("etcd's configuration has not been read");
+    connections.not_ready("the configuration of the connections has not been read");
     let agent_metrics = metrics.register(AgentMetrics::register);
     let health: ListenAddress = format!("127.0.0.1:{}", config.serving.agent_health_port).parse()?;
     let admin = AdminServer::bind(&AdminOptions {
@@ -74,16 +74,14 @@ pub async fn main() -> anyhow::Result<()> {
     let journal = FileJournal::open(&config.cni.state_dir.join("state/endpoints"))?;
     let kernel = LinuxKernel::new(&env, paths).context("cannot open netlink")?;
     let objects = KubeObjects::connect(&config.kubernetes, Arc::clone(&env)).await?;
-    let kvstore = &settings.etcd.options;
-    let etcd = EtcdKv::new(&env, &kvstore.load_waiting().await?, Limits::from(kvstore)).await?;
-    let ports = Ports {
-        env,
-        objects: Arc::new(objects),
-        kv: Arc::new(etcd.clone()),
-        etcd: Some(etcd),
-        kernel: Arc::new(kernel),
-        journal: Arc::new(journal),
+    let store = match &settings.etcd {
+        Some(keys) => {
+            let etcd = EtcdKv::new(&env, &keys.options.load_waiting().await?, Limits::from(&keys.options)).await?;
+            Store::Etcd { kv: Arc::new(etcd.clone()), keys: keys.clone(), status: Some(etcd) }
+        }
+        None => Store::CustomResources,
     };
+    let ports = Ports { env, objects: Arc::new(objects), store, kernel: Arc::new(kernel), journal: Arc::new(journal) };
 
     let agent =
         Agent::new(ports, settings, boot_id.trim().to_owned(), readiness, agent_metrics, shutdown.drain.clone());

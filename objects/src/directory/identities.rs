@@ -58,6 +58,12 @@ fn created(object: &Object) -> Result<Timestamp, String> {
     text.parse().map_err(|error| format!("metadata.creationTimestamp: {text:?}: {error}"))
 }
 
+/// How an identity is ordered among those of the same labels. The API server puts the time into each object; one without
+/// would be used last.
+fn age(object: &Object) -> Timestamp {
+    created(object).unwrap_or(Timestamp::MAX)
+}
+
 fn labels_of(object: &Object) -> Result<Labels, String> {
     let identity: CiliumIdentity = object.parse().map_err(|error| format!("metadata, security-labels: {error}"))?;
     Labels::from_security_labels(&identity.security_labels).map_err(|error| format!("security-labels: {error}"))
@@ -165,7 +171,7 @@ impl Identities {
         for _ in 0..ATTEMPTS {
             if !exists {
                 match self.objects.create(CILIUM_IDENTITY, object(id, labels)).await {
-                    Outcome::Done(stored) => return Ok(created(&stored).ok()),
+                    Outcome::Done(stored) => return Ok(Some(age(&stored))),
                     // Somebody was faster, or the answer was lost: it has to be looked at.
                     Outcome::Refused(Refusal::AlreadyExists) | Outcome::Unknown(_) => {}
                     Outcome::Refused(refusal) => return Err(refused(labels, &refusal)),
@@ -178,7 +184,7 @@ impl Identities {
                 return Ok(None);
             }
             if !found.annotations().contains_key(HEARTBEAT_ANNOTATION) {
-                return Ok(created(&found).ok());
+                return Ok(Some(age(&found)));
             }
             let patch = MergePatch {
                 resource_version: found.resource_version().to_owned(),
@@ -187,7 +193,7 @@ impl Identities {
                 body: json!({ "metadata": { "annotations": { HEARTBEAT_ANNOTATION: null } } }),
             };
             match self.objects.patch(CILIUM_IDENTITY, &key, patch).await {
-                Outcome::Done(stored) => return Ok(created(&stored).ok()),
+                Outcome::Done(stored) => return Ok(Some(age(&stored))),
                 Outcome::Refused(Refusal::Conflict(_) | Refusal::NotFound(_)) | Outcome::Unknown(_) => {}
                 Outcome::Refused(refusal) => return Err(refused(labels, &refusal)),
             }

@@ -7,8 +7,9 @@ use basal_crds::{
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget},
     labels::Labels,
-    names::{Cluster, ClusterName, NodeName},
+    names::{Cluster, ClusterName},
 };
+use basal_ipam::names::NodeName;
 use basal_objects::{
     directory::{DirectoryConfig, ObjectDirectory},
     object::{

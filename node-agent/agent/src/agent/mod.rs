@@ -1,7 +1,7 @@
 //! The agent: what is started, in which order, and what depends on what.
 //!
 //! 1. Registration: the Node is read, the CiliumNode written.
-//! 2. Claim: nothing goes on before the ledger in etcd confirms a block of each family.
+//! 2. Claim: nothing goes on before the ledger confirms a block of each family.
 //! 3. View: journal and kernel are read, the directory is followed until it is complete.
 //! 4. Datapath: the first comparison adopts what is in place and mends the rest. Before that nothing is changed, so a
 //!    restart loses no packet.
@@ -12,6 +12,7 @@ mod adopt;
 pub mod pump;
 pub mod report;
 pub mod routine;
+pub mod store;
 
 use std::{
     collections::BTreeMap,
@@ -30,14 +31,7 @@ use basal_ipam::{
     addresses::{AddressRefusal, Owner},
     prefix::Family,
 };
-use basal_kvstore::{
-    directory::{DirectoryConfig, EtcdDirectory, NoNodeAddress},
-    etcd::EtcdKv,
-    flags::EtcdSettings,
-    kv::Kv,
-    ledger::LedgerKeys,
-    session::Session,
-};
+use basal_kvstore::directory::NoNodeAddress;
 use basal_objects::{
     cache::Cache,
     events::{EventRecorder, Reporter},
@@ -51,12 +45,14 @@ use basal_runtime::{
     env::{SharedEnv, TaskFuture, TaskHandle},
     readiness::{Guard, Readiness},
 };
+use futures::stream::BoxStream;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     pump::{KnownIdentities, Pump},
     report::{AgentReports, ipnet_of},
+    store::{Opened, Store},
 };
 use crate::{
     config::Settings,
@@ -84,10 +80,8 @@ pub struct Ports {
     pub env: SharedEnv,
     /// The API server.
     pub objects: Arc<dyn Objects>,
-    /// etcd.
-    pub kv: Arc<dyn Kv>,
-    /// The same etcd for its status line; `None` where there is only a model of it.
-    pub etcd: Option<EtcdKv>,
+    /// Where the cluster's records are.
+    pub store: Store,
     /// The kernel.
     pub kernel: Arc<dyn Kernel>,
     /// The memory on disk.
@@ -218,18 +212,12 @@ impl Agent {
         }
         adopt::put_restored(&restored, &mut view);
 
-        let EtcdSettings { options: kvstore, leases } = &self.settings.etcd;
-        let session = Session::start(Arc::clone(&self.ports.env), Arc::clone(&self.ports.kv), *leases);
-        let config = DirectoryConfig {
-            cluster: self.settings.cluster.clone(),
-            node_ips: underlay.ips(),
-            page_size: kvstore.page_size,
-        };
-        let directory: Arc<dyn Directory> = Arc::new(EtcdDirectory::start(session.clone(), config)?);
+        let Opened { directory, vanished, status } =
+            self.ports.store.open(&self.ports.env, &self.ports.objects, &self.settings, underlay.ips())?;
         let known = KnownIdentities::default();
         self.spawn("identities", known.clone().run(directory.identities(), self.metrics.clone()));
         let mut pump = Pump::new(directory.nodes(), directory.ips(), self.metrics.clone());
-        guards.0.not_ready("waiting for the nodes and addresses in etcd");
+        guards.0.not_ready("waiting for the nodes and addresses of the cluster");
         self.until_stopped(pump.fill(&mut view, &routine::tunnel_blocks(&observed))).await?;
         drop(observed);
 
@@ -265,7 +253,7 @@ impl Agent {
         let policies = Policies::default();
         let watched = policies.watch(&self.ports.env, &self.ports.objects, &events, &self.metrics, &self.stop);
         drop(watched);
-        self.spawn_publishers(&directory, &endpoints, pods, registered.underlay.subscribe());
+        self.spawn_publishers(&directory, &endpoints, pods, &registered, vanished);
         self.until_stopped(endpoints.adopt(&restored)).await?;
         match directory.withdraw_leftover_ips().await {
             Ok(0) => {}
@@ -305,11 +293,10 @@ impl Agent {
         guards.1.ready();
         tracing::info!("the agent is ready");
 
+        self.spawn("kvstore status", status.run(Arc::clone(&reports)));
         let routine = routine::Routine {
-            ports: self.ports.clone(),
             endpoints,
             datapath,
-            session,
             reports,
             claim: registered.claim,
             node: registered.node,
@@ -369,8 +356,7 @@ impl Agent {
             ..ClaimReport::default()
         });
         let claims = ClaimWatch {
-            kv: Arc::clone(&self.ports.kv),
-            keys: LedgerKeys::new(self.settings.cluster.name().as_str()),
+            confirm: self.ports.store.confirm(&self.ports.env, &self.settings, &node, &cilium_node),
             node: node.clone(),
             cilium_node: cilium_node.clone(),
             name: name.clone(),
@@ -465,7 +451,8 @@ impl Agent {
         directory: &Arc<dyn Directory>,
         endpoints: &Endpoints,
         pods: Pods,
-        underlay: watch::Receiver<Underlay>,
+        registered: &Registered,
+        vanished: BoxStream<'static, ObjectKey>,
     ) {
         let identities = Identities {
             env: Arc::clone(&self.ports.env),
@@ -482,10 +469,11 @@ impl Agent {
             objects: Arc::clone(&self.ports.objects),
             endpoints: endpoints.clone(),
             pods: pods.pods,
-            underlay,
+            underlay: registered.underlay.subscribe(),
+            claim: registered.claim.clone(),
             metrics: self.metrics.clone(),
         };
-        self.spawn("ciliumendpoints", publisher.run(self.stop.clone()));
+        self.spawn("ciliumendpoints", publisher.run(vanished, self.stop.clone()));
     }
 
     fn node_report(&self, registered: &Registered, own: OwnAddresses) -> NodeReport {

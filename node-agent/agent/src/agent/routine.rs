@@ -8,11 +8,6 @@ use basal_cni::{
 };
 use basal_crds::directory::Directory;
 use basal_datapath::{kernel::Observed, plan::NodePlan, rows::MapId};
-use basal_kvstore::{
-    lock::Locks,
-    session::Session,
-    status::{Health, QuorumTracker, gather},
-};
 use basal_maps::{
     node::{NodeKey, NodeValue},
     tunnel::TunnelKey,
@@ -25,7 +20,7 @@ use tokio::sync::watch;
 use zerocopy::FromBytes as _;
 
 use super::{
-    AgentError, Ports,
+    AgentError,
     report::{AgentReports, ipnet_of},
 };
 use crate::{
@@ -42,8 +37,6 @@ use crate::{
 
 /// How often removals that failed are tried again, and gauges set.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Failed quorum probes in a row that are no failure yet (`kvstore-max-consecutive-quorum-errors`).
-const TOLERATED: u32 = 2;
 
 /// The node ids that the kernel's map holds.
 #[must_use]
@@ -120,14 +113,10 @@ pub fn install(settings: &Settings, socket: &Path, queue: &Path) -> Result<(), I
 
 /// What goes on as long as the agent lives.
 pub struct Routine {
-    /// The ports.
-    pub ports: Ports,
     /// The endpoints.
     pub endpoints: Endpoints,
     /// The datapath.
     pub datapath: Datapath,
-    /// The session with etcd.
-    pub session: Session,
     /// The reports, of which it keeps two lines.
     pub reports: Arc<AgentReports>,
     /// The claim.
@@ -149,12 +138,6 @@ pub struct Routine {
 impl Routine {
     /// Runs for ever.
     pub async fn run(mut self) {
-        let kvstore = watch_etcd(self.ports.clone(), self.session.clone(), Arc::clone(&self.reports));
-        let follow = self.follow();
-        futures::join!(kvstore, follow);
-    }
-
-    async fn follow(&mut self) {
         let mut sync = self.datapath.report();
         let node = self.node.subscribe();
         loop {
@@ -243,25 +226,5 @@ impl Routine {
         for (family, count) in [("ipv4", v4), ("ipv6", v6)] {
             self.metrics.addresses.get_or_create(&FamilyLabel { family }).set(number(count));
         }
-    }
-}
-
-async fn watch_etcd(ports: Ports, session: Session, reports: Arc<AgentReports>) {
-    let locks = Locks::new(session.clone());
-    let mut tracker = QuorumTracker::new(TOLERATED);
-    loop {
-        let component = match &ports.etcd {
-            Some(etcd) => match tracker.judge(&gather(etcd, &session, &locks).await) {
-                Health::Ok(line) => Component::new(ComponentState::Ok, line),
-                Health::Failure(line) => Component::new(ComponentState::Failure, line),
-            },
-            None => match session.report().last_error {
-                None => Component::new(ComponentState::Ok, "connected"),
-                Some(error) => Component::new(ComponentState::Failure, error),
-            },
-        };
-        *lock(&reports.kvstore) = component;
-        let nodes = reports.datapath.look(|view| view.nodes().len() + 1).await.unwrap_or(1);
-        tokio::time::sleep(tracker.interval(nodes)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Whether this node's blocks are its own: the ledger in etcd says so, not the CiliumNode.
+//! Whether this node's blocks are its own: the ledger says so, not the list in the CiliumNode.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,9 +89,9 @@ impl Claim {
         &self.lost
     }
 
-    /// Why new pods cannot be served; `None` when each family has a confirmed block.
+    /// Why new pods cannot be served; `None` when each family has a confirmed block. `source` names what confirms.
     #[must_use]
-    pub fn problem(&self, families: &[Family]) -> Option<String> {
+    pub fn problem(&self, families: &[Family], source: &str) -> Option<String> {
         let missing = families.iter().find(|family| !self.confirmed.iter().any(|block| block.family() == **family))?;
         let of = |blocks: &BTreeSet<PodCidr>| {
             blocks
@@ -104,14 +104,14 @@ impl Claim {
         let (lost, waiting) = (of(&self.lost), of(&self.waiting));
         Some(if !lost.is_empty() {
             format!(
-                "the claim to {lost} is gone from etcd: another node may have it; waiting for a new {missing:?} PodCIDR"
+                "the claim to {lost} is gone from {source}: another node may have it; waiting for a new {missing:?} PodCIDR"
             )
         } else if waiting.is_empty() {
             format!(
                 "the operator has not given this node a {missing:?} PodCIDR; CiliumNode's status.ipam.operator-status.error says why"
             )
         } else {
-            format!("etcd does not confirm the claim to {waiting} yet")
+            format!("{source} does not confirm the claim to {waiting} yet")
         })
     }
 }
@@ -156,27 +156,27 @@ mod tests {
     fn a_claim_is_waited_for_held_lost_and_held_again() {
         let families = [Family::V4];
         let mut claim = Claim::default();
-        assert!(claim.problem(&families).unwrap().contains("operator-status.error"));
+        assert!(claim.problem(&families, "etcd").unwrap().contains("operator-status.error"));
         claim.update(&seen(&[("10.0.1.0/24", Standing::Denied)]));
-        assert!(claim.problem(&families).unwrap().contains("does not confirm the claim to 10.0.1.0/24"));
+        assert!(claim.problem(&families, "etcd").unwrap().contains("does not confirm the claim to 10.0.1.0/24"));
         claim.update(&seen(&[("10.0.1.0/24", Standing::Confirmed)]));
-        assert_eq!(claim.problem(&families), None);
+        assert_eq!(claim.problem(&families, "etcd"), None);
         claim.update(&seen(&[("10.0.1.0/24", Standing::Unknown)]));
-        assert_eq!(claim.problem(&families), None, "an etcd that does not answer takes nothing away");
+        assert_eq!(claim.problem(&families, "etcd"), None, "an etcd that does not answer takes nothing away");
         claim.update(&seen(&[("10.0.1.0/24", Standing::Denied)]));
-        assert!(claim.problem(&families).unwrap().contains("the claim to 10.0.1.0/24 is gone"));
+        assert!(claim.problem(&families, "etcd").unwrap().contains("the claim to 10.0.1.0/24 is gone"));
         assert!(claim.confirmed().is_empty());
         claim.update(&seen(&[("10.0.1.0/24", Standing::Unknown)]));
         assert_eq!(claim.lost().len(), 1, "what was lost stays lost until it is confirmed");
         claim.update(&seen(&[("10.0.1.0/24", Standing::Confirmed)]));
-        assert_eq!((claim.problem(&families), claim.lost().len()), (None, 0));
+        assert_eq!((claim.problem(&families, "etcd"), claim.lost().len()), (None, 0));
     }
 
     #[test]
     fn each_family_needs_a_block() {
         let mut claim = Claim::default();
         claim.update(&seen(&[("10.0.1.0/24", Standing::Confirmed)]));
-        assert!(claim.problem(&[Family::V4, Family::V6]).unwrap().contains("V6"));
+        assert!(claim.problem(&[Family::V4, Family::V6], "etcd").unwrap().contains("V6"));
     }
 
     #[test]

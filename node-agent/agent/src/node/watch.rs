@@ -1,19 +1,10 @@
 //! The tasks that keep this node registered and its claim looked up.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use basal_ipam::{
     names::{NodeName, NodeUid},
     prefix::{Family, PodCidr},
-};
-use basal_kvstore::{
-    kv::Kv,
-    ledger::{LedgerKeys, read_claim},
 };
 use basal_objects::{
     cache::Cache,
@@ -30,13 +21,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    claim::{Claim, Standing, listed, standing},
+    claim::{Claim, listed},
+    confirm::{Claimant, Confirm},
     facts::NodeFacts,
     registration::{OwnAddresses, Step, plan},
 };
 
-/// How often a claim is looked up without an occasion.
-const CLAIM_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a claim is looked up without an occasion: what confirms it tells of changes, this is the safety net.
+const SETTLED_INTERVAL: Duration = Duration::from_secs(60);
+/// The same while something is not as it should be.
+const UNSETTLED_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the CiliumNode is compared without an occasion.
 const REGISTRATION_INTERVAL: Duration = Duration::from_secs(60);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
@@ -46,6 +40,10 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_s
 pub struct CiliumNodeFacts {
     /// `spec.ipam.podCIDRs`.
     pub pod_cidrs: Vec<String>,
+    /// The blocks among them that the operator confirms in `status.ipam.pod-cidrs`.
+    pub confirmed: BTreeSet<PodCidr>,
+    /// The uids of the Nodes that own it.
+    pub owners: Vec<String>,
     /// `status.ipam.operator-status.error`.
     pub operator_error: String,
     /// `spec.health`: the health addresses of an earlier run.
@@ -59,11 +57,14 @@ impl CiliumNodeFacts {
     /// The field that does not parse.
     pub fn parse(object: &Object) -> Result<Self, String> {
         let node: basal_crds::resources::CiliumNode = object.parse().map_err(|error| error.to_string())?;
-        let operator_error = object.0.pointer("/status/ipam/operator-status/error").and_then(|text| text.as_str());
         let health = [&node.spec.health.ipv4, &node.spec.health.ipv6];
+        let owners = node.metadata.owner_references.iter().flatten().filter(|owner| owner.kind == "Node");
         Ok(Self {
-            operator_error: operator_error.unwrap_or_default().to_owned(),
+            // One that is no block is told of where the list as a whole is read.
+            confirmed: node.confirmed_pod_cidrs().filter_map(|(_, text)| text.parse().ok()).collect(),
+            owners: owners.map(|owner| owner.uid.clone()).collect(),
             health: health.into_iter().filter_map(|text| text.parse().ok()).collect(),
+            operator_error: node.status.ipam.operator_status.error,
             pod_cidrs: node.spec.ipam.pod_cidrs,
         })
     }
@@ -149,12 +150,10 @@ pub struct ClaimReport {
     pub problem: Option<String>,
 }
 
-/// Keeps the claim looked up.
+/// Keeps the claim known.
 pub struct ClaimWatch {
-    /// etcd.
-    pub kv: Arc<dyn Kv>,
-    /// Where the ledger lies.
-    pub keys: LedgerKeys,
+    /// What confirms it.
+    pub confirm: Box<dyn Confirm>,
     /// The Node.
     pub node: Cache<NodeFacts>,
     /// The CiliumNode.
@@ -169,39 +168,50 @@ pub struct ClaimWatch {
 
 impl ClaimWatch {
     /// Runs until it is stopped.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let (node, cilium_node) = (self.node.subscribe(), self.cilium_node.subscribe());
-        let mut claim = Claim::default();
+        let (mut claim, mut claimant) = (Claim::default(), None);
         loop {
-            let problem = self.look(&mut claim).await.err();
-            let problem = claim.problem(&self.families).map(|waiting| match problem {
-                Some(problem) => format!("{waiting} ({problem})"),
-                None => waiting,
-            });
-            let report = ClaimReport { confirmed: claim.confirmed().clone(), lost: claim.lost().clone(), problem };
-            self.report.send_if_modified(|last| {
-                let changed = *last != report;
-                if changed {
-                    tracing::info!(confirmed = ?report.confirmed, lost = ?report.lost, problem = report.problem, "claim");
-                    *last = report;
-                }
-                changed
-            });
+            let problem = self.look(&mut claim, &mut claimant).await.err();
+            let interval = if problem.is_none() { SETTLED_INTERVAL } else { UNSETTLED_INTERVAL };
+            self.tell(&claim, problem);
             select_biased! {
                 () = stop.cancelled().fuse() => return,
                 _ = node.next().fuse() => {}
                 _ = cilium_node.next().fuse() => {}
-                () = tokio::time::sleep(CLAIM_INTERVAL).fuse() => {}
+                () = self.confirm.changed().fuse() => {}
+                () = tokio::time::sleep(interval).fuse() => {}
             }
         }
     }
 
-    async fn look(&self, claim: &mut Claim) -> Result<(), String> {
+    fn tell(&self, claim: &Claim, problem: Option<String>) {
+        let problem = claim.problem(&self.families, self.confirm.name()).map(|waiting| match problem {
+            Some(problem) => format!("{waiting} ({problem})"),
+            None => waiting,
+        });
+        let report = ClaimReport { confirmed: claim.confirmed().clone(), lost: claim.lost().clone(), problem };
+        self.report.send_if_modified(|last| {
+            let changed = *last != report;
+            if changed {
+                tracing::info!(confirmed = ?report.confirmed, lost = ?report.lost, problem = report.problem, "claim");
+                *last = report;
+            }
+            changed
+        });
+    }
+
+    /// `claimant` is the Node as it was last seen: one that is gone has its claim looked up all the same, for that is how
+    /// the agent learns that its blocks are taken back.
+    async fn look(&mut self, claim: &mut Claim, claimant: &mut Option<Claimant>) -> Result<(), String> {
         let key = ObjectKey::cluster(self.name.clone());
-        let node = self.node.get(&key);
-        let facts = node.as_ref().and_then(|node| node.valid()).ok_or_else(|| format!("there is no Node {key}"))?;
-        let name = NodeName::new(&facts.name).map_err(|error| error.to_string())?;
-        let uid = NodeUid::new(&facts.uid).map_err(|error| error.to_string())?;
+        if let Some(facts) = self.node.get(&key).as_ref().and_then(|node| node.valid()) {
+            *claimant = Some(Claimant {
+                name: NodeName::new(&facts.name).map_err(|error| error.to_string())?,
+                uid: NodeUid::new(&facts.uid).map_err(|error| error.to_string())?,
+            });
+        }
+        let claimant = claimant.as_ref().ok_or_else(|| format!("there is no Node {key}"))?;
         let (mut blocks, mut problem) = (BTreeSet::new(), None);
         if let Some(cilium_node) = self.cilium_node.get(&key).as_ref().and_then(|cached| cached.valid()) {
             match listed(&cilium_node.pod_cidrs) {
@@ -212,18 +222,8 @@ impl ClaimWatch {
                 problem = Some(format!("the operator says: {}", cilium_node.operator_error));
             }
         }
-        let mut seen = BTreeMap::new();
-        for block in claim.to_ask(&blocks) {
-            let found = match read_claim(&self.kv, &self.keys, block).await {
-                Ok(found) => standing(found.block.as_ref(), &name, &uid),
-                Err(error) => {
-                    problem = Some(error.to_string());
-                    Standing::Unknown
-                }
-            };
-            seen.insert(block, found);
-        }
-        claim.update(&seen);
-        problem.map_or(Ok(()), Err)
+        let answer = self.confirm.ask(claimant, &claim.to_ask(&blocks)).await;
+        claim.update(&answer.standings);
+        answer.problem.or(problem).map_or(Ok(()), Err)
     }
 }

@@ -20,8 +20,9 @@ pub struct Shown {
     pub pod_uid: String,
     /// Ports and service account.
     pub details: PodDetails,
-    /// The node's address.
-    pub node_ip: IpAddr,
+    /// The node's address; `None` when nobody may send to the endpoint through this node. The object stays, and its
+    /// addresses with it: they are what tells the operator that they are in use.
+    pub node_ip: Option<IpAddr>,
 }
 
 /// What to do.
@@ -111,7 +112,7 @@ fn object(shown: &Shown) -> Object {
         "status": {
             "id": record.id.get(),
             "identity": {"id": record.identity.get(), "labels": labels},
-            "networking": {"addressing": [addressing], "node": node_ip.to_string()},
+            "networking": {"addressing": [addressing], "node": node_ip.map(|ip| ip.to_string()).unwrap_or_default()},
             "encryption": {},
             "external-identifiers": {
                 "cni-attachment-id": attachment_id(&record.attachment),
@@ -157,7 +158,7 @@ mod tests {
             state: "ready",
             pod_uid: "u".into(),
             details: PodDetails::default(),
-            node_ip: "172.18.0.2".parse().unwrap(),
+            node_ip: "172.18.0.2".parse().ok(),
         }
     }
 
@@ -192,6 +193,19 @@ mod tests {
         let Step::Patch(patch) = plan(Some(&object), Some(&changed), &[]) else { panic!("nothing is patched") };
         assert_eq!(patch["status"]["identity"]["id"], 301);
         assert_eq!(patch.get("metadata"), None);
+    }
+
+    #[test]
+    fn an_endpoint_in_a_lost_block_keeps_its_addresses_and_is_no_record() {
+        let object = created(&shown());
+        let lost = Shown { node_ip: None, ..shown() };
+        let Step::Patch(patch) = plan(Some(&object), Some(&lost), &[]) else { panic!("nothing is patched") };
+        assert_eq!(
+            patch["status"]["networking"],
+            json!({"addressing": [{"ipv4": "10.0.1.5", "ipv6": "fd00::5"}], "node": ""})
+        );
+        let parsed: CiliumEndpoint = created(&lost).parse().unwrap();
+        assert_eq!((parsed.addresses().len(), parsed.ip_records()), (2, Ok(vec![])));
     }
 
     #[test]

@@ -18,7 +18,10 @@ use basal_runtime::{
     queue::{Next, Queue},
     sync::lock,
 };
-use futures::{FutureExt, StreamExt, select_biased, stream};
+use futures::{
+    FutureExt, StreamExt, select_biased,
+    stream::{self, BoxStream},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +29,7 @@ use super::object::{Shown, Step, attachment_id, plan};
 use crate::{
     endpoint::{Endpoints, record::Phase},
     metrics::AgentMetrics,
-    node::facts::Underlay,
+    node::{facts::Underlay, watch::ClaimReport},
     pods::{PodInfo, pod_key},
 };
 
@@ -46,6 +49,8 @@ pub struct Publisher {
     pub pods: Cache<PodInfo>,
     /// The node's addresses.
     pub underlay: watch::Receiver<Underlay>,
+    /// The claim: an endpoint with an address in a block that was lost is not shown behind this node any more.
+    pub claim: watch::Receiver<ClaimReport>,
     /// What is counted.
     pub metrics: AgentMetrics,
 }
@@ -60,11 +65,11 @@ struct Memory {
 }
 
 impl Publisher {
-    /// Runs until it is stopped.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Runs until it is stopped. `vanished` names objects that were written and are gone.
+    pub async fn run(self, vanished: BoxStream<'static, ObjectKey>, stop: CancellationToken) {
         let queue = Queue::new(Arc::clone(&self.env), CAPACITY, RETRY);
         let memory = Mutex::new(Memory::default());
-        let feed = self.feed(&queue, &memory).fuse();
+        let feed = self.feed(&queue, &memory, vanished).fuse();
         let work = self.work(&queue, &memory).fuse();
         futures::pin_mut!(feed, work);
         select_biased! {
@@ -75,13 +80,19 @@ impl Publisher {
     }
 
     /// Compares what is to be shown with what was, and queues the difference.
-    async fn feed(&self, queue: &Queue<ObjectKey>, memory: &Mutex<Memory>) {
-        let mut endpoints = self.endpoints.changes();
+    async fn feed(
+        &self,
+        queue: &Queue<ObjectKey>,
+        memory: &Mutex<Memory>,
+        mut vanished: BoxStream<'static, ObjectKey>,
+    ) {
+        let (mut endpoints, mut claim) = (self.endpoints.changes(), self.claim.clone());
         let pods = self.pods.subscribe();
         let mut underlay = self.underlay.clone();
         loop {
             endpoints.mark_unchanged();
             underlay.mark_unchanged();
+            claim.mark_unchanged();
             let wanted = self.wanted();
             let changed: Vec<ObjectKey> = {
                 let mut memory = lock(memory);
@@ -107,7 +118,12 @@ impl Publisher {
             select_biased! {
                 changed = endpoints.changed().fuse() => if changed.is_err() { return },
                 changed = underlay.changed().fuse() => if changed.is_err() { return },
+                changed = claim.changed().fuse() => if changed.is_err() { return },
                 _ = pods.next().fuse() => {}
+                key = vanished.next().fuse() => match key {
+                    Some(key) => queue.add(key).await,
+                    None => return,
+                },
             }
         }
     }
@@ -120,7 +136,7 @@ impl Publisher {
             };
             state.iter().filter_map(|(key, slot)| Some((key.clone(), committed(slot)?, slot.state_text()))).collect()
         });
-        let node_ip = self.underlay.borrow().tunnel_ip;
+        let (node_ip, lost) = (self.underlay.borrow().tunnel_ip, self.claim.borrow().lost.clone());
         let mut wanted = BTreeMap::new();
         for (key, record, state) in records {
             let Some(pod) = &record.pod else { continue };
@@ -128,6 +144,8 @@ impl Publisher {
             let cached = self.pods.get(&object_key);
             let Some(info) = cached.as_ref().and_then(|cached| cached.valid()) else { continue };
             if info.is(pod) {
+                let is_lost = record.addresses.iter().any(|ip| lost.iter().any(|block| block.contains_address(ip)));
+                let node_ip = (!is_lost).then_some(node_ip);
                 let details = self.endpoints.details(&key);
                 let shown = Shown { record, state, pod_uid: info.uid.clone(), details, node_ip };
                 wanted.insert(object_key, shown);

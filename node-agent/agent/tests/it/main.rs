@@ -4,5 +4,6 @@
 mod cni;
 mod kernel;
 mod node;
+mod objects;
 mod restart;
 mod world;

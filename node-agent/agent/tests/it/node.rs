@@ -104,6 +104,40 @@ async fn a_lost_claim_withdraws_records_and_refuses_new_pods() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_of_the_claim_is_noticed_at_once_and_after_a_broken_watch() {
+    let mut world = World::ready().await;
+    let soon = std::time::Duration::from_secs(2);
+    world.claim("10.0.1.0/24", BlockState::Quarantined).await;
+    tokio::time::sleep(soon).await;
+    assert!(!world.readiness.is_ready(), "the claim is gone");
+    world.claim("10.0.1.0/24", BlockState::Granted).await;
+    tokio::time::sleep(soon).await;
+    assert!(world.readiness.is_ready(), "the claim is back");
+    world.kv.cut_watches();
+    tokio::time::sleep(soon).await;
+    world.claim("10.0.1.0/24", BlockState::Quarantined).await;
+    tokio::time::sleep(soon).await;
+    assert!(!world.readiness.is_ready(), "the claim is gone again");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_node_that_is_gone_is_followed_to_its_end() {
+    let mut world = World::ready().await;
+    world.delete(resources::NODE, &ObjectKey::cluster("n1")).await;
+    tokio::time::sleep(std::time::Duration::from_secs(120)).await;
+    assert!(world.readiness.is_ready(), "as long as the ledger holds the claim nobody else has the block");
+    world.claim_of("10.0.1.0/24", BlockState::Quarantined, "gone").await;
+    world
+        .until("the claim is lost", || {
+            let pending = world.readiness.pending();
+            pending.iter().any(|pending| pending.name == "podcidr" && pending.reason.contains("10.0.1.0/24 is gone"))
+        })
+        .await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_is_reported_as_not_enforced() {
     let mut world = World::ready().await;
     let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",

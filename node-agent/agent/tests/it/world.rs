@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use basal_agent::{
-    agent::{Agent, Ports},
+    agent::{Agent, Ports, store::Store},
     config::AgentConfig,
     journal::file::FileJournal,
     metrics::{AgentMetrics, PREFIX},
@@ -23,7 +23,7 @@ use basal_kvstore::{
 };
 use basal_objects::{
     object::{Object, ObjectKey, Resource, resources},
-    port::{MergePatch, Objects as _},
+    port::{MergePatch, Objects as _, Preconditions},
 };
 use basal_runtime::{
     config::{REFUSALS, Sources, load},
@@ -47,8 +47,17 @@ use crate::kernel::ModelKernel;
 /// How long anything may take in virtual time.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Where the cluster's records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Etcd,
+    CustomResources,
+}
+
 pub(crate) struct World {
+    source: Source,
     pub(crate) env: SharedEnv,
+    /// Nobody talks to it where the records are in custom resources.
     pub(crate) kv: Arc<ModelKv>,
     pub(crate) objects: Arc<ModelObjects>,
     pub(crate) kernel: Arc<ModelKernel>,
@@ -63,11 +72,17 @@ struct Running {
 }
 
 impl World {
-    /// A cluster with one Node, `n1`, and no agent.
+    /// A cluster with etcd and one Node, `n1`, and no agent.
     pub(crate) async fn new() -> Self {
+        Self::with(Source::Etcd).await
+    }
+
+    /// A cluster with one Node, `n1`, and no agent.
+    pub(crate) async fn with(source: Source) -> Self {
         let env: SharedEnv = Arc::new(SeededEnv::new(7));
         let objects = Arc::new(ModelObjects::new(Arc::clone(&env)));
         let world = Self {
+            source,
             kv: Arc::new(ModelKv::new(1)),
             kernel: Arc::new(ModelKernel::new(&["172.18.0.1/16", "fc00::1/64"])),
             objects,
@@ -89,9 +104,14 @@ impl World {
         world
     }
 
-    /// The same with an agent that is ready, and blocks 10.0.1.0/24 and fd00::/120.
+    /// A cluster with etcd and an agent that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
     pub(crate) async fn ready() -> Self {
-        let mut world = Self::new().await;
+        Self::ready_with(Source::Etcd).await
+    }
+
+    /// A cluster with an agent that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
+    pub(crate) async fn ready_with(source: Source) -> Self {
+        let mut world = Self::with(source).await;
         world.start();
         world.grant(&["10.0.1.0/24", "fd00::/120"]).await;
         world.until_ready().await;
@@ -106,9 +126,11 @@ impl World {
     pub(crate) fn start(&mut self) {
         std::fs::write(self.path("plugin"), "plugin").unwrap();
         let flag = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
+        let kvstore = if self.source == Source::Etcd { "etcd" } else { "" };
         let arguments = [
             "basal-agent".to_owned(),
             "--node-name=n1".to_owned(),
+            format!("--kvstore={kvstore}"),
             "--kvstore-opt=etcd.config=unused".to_owned(),
             flag("state-dir", "run"),
             flag("cni-plugin", "plugin"),
@@ -117,11 +139,14 @@ impl World {
         ];
         let sources = Sources { arguments: arguments.map(Into::into).to_vec(), ..Sources::default() };
         let settings = load::<AgentConfig>(&sources, REFUSALS).unwrap().config.settings().unwrap();
+        let store = match &settings.etcd {
+            Some(keys) => Store::Etcd { kv: Arc::clone(&self.kv) as _, keys: keys.clone(), status: None },
+            None => Store::CustomResources,
+        };
         let ports = Ports {
             env: Arc::clone(&self.env),
             objects: Arc::clone(&self.objects) as _,
-            kv: Arc::clone(&self.kv) as _,
-            etcd: None,
+            store,
             kernel: Arc::clone(&self.kernel) as _,
             journal: Arc::new(FileJournal::open(&self.path("run/state/endpoints")).unwrap()),
         };
@@ -207,24 +232,53 @@ impl World {
         self.get(resources::CILIUM_NODE, &ObjectKey::cluster("n1")).await.unwrap()
     }
 
-    /// What the operator does: claims in the ledger, blocks in the CiliumNode.
+    /// What the operator does: claims in the ledger, blocks in the CiliumNode, and without etcd its word for them in the
+    /// status.
     pub(crate) async fn grant(&self, blocks: &[&str]) {
         let exists = || !self.objects.all(&resources::CILIUM_NODE).is_empty();
         self.until("the CiliumNode exists", exists).await;
         for block in blocks {
             self.claim(block, BlockState::Granted).await;
         }
+        self.list(blocks).await;
+        if self.source == Source::CustomResources {
+            for block in blocks {
+                self.confirm(block, json!({"status": "in-use"})).await;
+            }
+        }
+    }
+
+    /// What the operator says of a block in the status; null takes it back.
+    pub(crate) async fn confirm(&self, block: &str, said: Value) {
+        let body = json!({"status": {"ipam": {"pod-cidrs": {block: said}}}});
+        self.patch(resources::CILIUM_NODE, &ObjectKey::cluster("n1"), Some("status"), body).await;
+    }
+
+    /// Lists blocks in the CiliumNode.
+    pub(crate) async fn list(&self, blocks: &[&str]) {
         let body = json!({"spec": {"ipam": {"podCIDRs": blocks}}});
         self.patch(resources::CILIUM_NODE, &ObjectKey::cluster("n1"), None, body).await;
+    }
+
+    /// Deletes an object.
+    pub(crate) async fn delete(&self, resource: Resource, key: &ObjectKey) {
+        let seen = self.get(resource, key).await.unwrap();
+        let (uid, resource_version) = (seen.uid().to_owned(), seen.resource_version().to_owned());
+        assert!(self.objects.delete(resource, key, Preconditions { uid, resource_version }).await.is_done());
     }
 
     /// Writes the claim of `n1` to a block.
     pub(crate) async fn claim(&self, block: &str, state: BlockState) {
         let uid = self.get(resources::NODE, &ObjectKey::cluster("n1")).await.unwrap().uid().to_owned();
+        self.claim_of(block, state, &uid).await;
+    }
+
+    /// Writes the claim of a Node with this uid to a block.
+    pub(crate) async fn claim_of(&self, block: &str, state: BlockState, uid: &str) {
         let block: PodCidr = block.parse().unwrap();
         let id = CellId::new(block.supernet(block.prefix_len() - 8));
         let mut cell = Cell::new(id, id.prefix(), block.prefix_len()).unwrap();
-        let claim = Block { state, node: NodeName::new("n1").unwrap(), uid: Some(NodeUid::new(&uid).unwrap()) };
+        let claim = Block { state, node: NodeName::new("n1").unwrap(), uid: Some(NodeUid::new(uid).unwrap()) };
         cell.set(block, claim).unwrap();
         let key = LedgerKeys::new("default").cell(id);
         self.put(&key, &cell.to_json().unwrap()).await;

@@ -7,8 +7,9 @@ use basal_crds::{
     identity::IdentityId,
     kvstore::{IpRecord, NodeRecord, keys, parse_identity_labels},
     labels::Labels,
-    names::{ClusterName, NodeName},
+    names::ClusterName,
 };
+use basal_ipam::names::NodeName;
 use basal_kvstore::kv::{Keys, Kv, Op, Range, Txn};
 use basal_runtime::outcome::Outcome;
 

@@ -12,8 +12,9 @@ use basal_crds::{
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget, NodeRecord},
     labels::Labels,
-    names::{ClusterId, ClusterName, NodeName},
+    names::{ClusterId, ClusterName},
 };
+use basal_ipam::names::NodeName;
 
 pub use self::{
     etcd::EtcdAdmin,

@@ -7,9 +7,9 @@ use basal_crds::{
     identity::IdentityId,
     kvstore::{IpRecord, NodeRecord},
     labels::Labels,
-    names::NodeName,
     resources::{CiliumIdentity, crds},
 };
+use basal_ipam::names::NodeName;
 use basal_objects::{
     object::{
         Object, ObjectKey, Resource,
