@@ -75,6 +75,15 @@ pub mod resources {
     pub const CILIUM_ENDPOINT: Resource = cilium("CiliumEndpoint", "ciliumendpoints", "v2", true);
     /// CiliumPodIPPool.
     pub const CILIUM_POD_IP_POOL: Resource = cilium("CiliumPodIPPool", "ciliumpodippools", "v2alpha1", false);
+
+    const fn basal(kind: &'static str, plural: &'static str) -> Resource {
+        Resource { group: "basal.io", version: "v1alpha1", kind, plural, namespaced: false }
+    }
+
+    /// Ledger.
+    pub const LEDGER: Resource = basal("Ledger", "ledgers");
+    /// PodCIDRCell.
+    pub const POD_CIDR_CELL: Resource = basal("PodCIDRCell", "podcidrcells");
 }
 
 /// Which object of a [`Resource`].

@@ -4,17 +4,28 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use super::{CiliumEndpoint, CiliumIdentity, CiliumNode, CiliumPodIpPool, schema};
+use super::{CiliumEndpoint, CiliumIdentity, CiliumNode, CiliumPodIpPool, Ledger, PodCidrCell, schema};
 
-/// The API group of Cilium's kinds.
-pub const GROUP: &str = "cilium.io";
+/// An API group with what its kinds have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: &'static str,
+    /// What `kubectl get` takes for all kinds of it together.
+    pub category: &'static str,
+    /// The version of its schemas.
+    pub schema_version: &'static str,
+}
+
+/// Cilium's kinds. The version of the schemas is that of Cilium 1.20.1, whose fields and rules they hold.
+pub const CILIUM: Group = Group { name: "cilium.io", category: "cilium", schema_version: "1.33.11" };
+/// Our own kinds.
+pub const BASAL: Group = Group { name: "basal.io", category: "basal", schema_version: "1.0.0" };
 /// The label of a CustomResourceDefinition that tells the version of its schema. An operator of Cilium replaces a
 /// definition that lacks it or has a lower one, and leaves others alone.
 pub const SCHEMA_VERSION_LABEL: &str = "io.cilium.k8s.crd.schema.version";
-/// The version of the schemas here: that of Cilium 1.20.1, whose fields and rules they hold.
-pub const SCHEMA_VERSION: &str = "1.33.11";
 
-/// A custom resource of Cilium.
+/// A custom resource.
 pub trait Kind: JsonSchema + Serialize + DeserializeOwned {
     /// How it is named, and what a definition says beside the schema.
     const NAMES: Names;
@@ -25,7 +36,7 @@ pub trait Kind: JsonSchema + Serialize + DeserializeOwned {
     /// None that a value of these types could cause; the type is serde's.
     fn to_object(&self) -> Result<Value, serde_json::Error> {
         let mut object = Map::new();
-        object.insert("apiVersion".to_owned(), json!(format!("{GROUP}/{}", Self::NAMES.version)));
+        object.insert("apiVersion".to_owned(), json!(format!("{}/{}", Self::NAMES.group.name, Self::NAMES.version)));
         object.insert("kind".to_owned(), json!(Self::NAMES.kind));
         if let Value::Object(fields) = serde_json::to_value(self)? {
             object.extend(fields);
@@ -37,6 +48,8 @@ pub trait Kind: JsonSchema + Serialize + DeserializeOwned {
 /// Names and properties of a kind.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
+    /// The group that it belongs to.
+    pub group: Group,
     /// In CamelCase.
     pub kind: &'static str,
     /// As in a path.
@@ -88,6 +101,8 @@ impl Column {
 /// A CustomResourceDefinition.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Definition {
+    /// The group of its kind.
+    pub group: Group,
     /// The plural of its kind.
     pub plural: &'static str,
     /// The object, of `apiextensions.k8s.io/v1`.
@@ -95,10 +110,10 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// The name of the object: `<plural>.cilium.io`.
+    /// The name of the object: `<plural>.<group>`.
     #[must_use]
     pub fn name(&self) -> String {
-        format!("{}.{GROUP}", self.plural)
+        format!("{}.{}", self.plural, self.group.name)
     }
 
     /// The definition of a kind.
@@ -121,13 +136,13 @@ impl Definition {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
             "metadata": {
-                "name": format!("{}.{GROUP}", names.plural),
-                "labels": { SCHEMA_VERSION_LABEL: SCHEMA_VERSION },
+                "name": format!("{}.{}", names.plural, names.group.name),
+                "labels": { SCHEMA_VERSION_LABEL: names.group.schema_version },
             },
             "spec": {
-                "group": GROUP,
+                "group": names.group.name,
                 "names": {
-                    "categories": ["cilium"],
+                    "categories": [names.group.category],
                     "kind": names.kind,
                     "listKind": format!("{}List", names.kind),
                     "plural": names.plural,
@@ -138,7 +153,7 @@ impl Definition {
                 "versions": [version],
             },
         });
-        Self { plural: names.plural, object }
+        Self { group: names.group, plural: names.plural, object }
     }
 }
 
@@ -150,6 +165,8 @@ pub fn crds() -> Vec<Definition> {
         Definition::of::<CiliumIdentity>(),
         Definition::of::<CiliumNode>(),
         Definition::of::<CiliumPodIpPool>(),
+        Definition::of::<Ledger>(),
+        Definition::of::<PodCidrCell>(),
     ]
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     carried::{ControllerStatus, LogEntry},
-    definition::{Column, Kind, Names},
+    definition::{CILIUM, Column, Kind, Names},
     is_default, or_default,
 };
 use crate::{
@@ -117,6 +117,7 @@ pub struct EndpointFieldError {
 
 impl Kind for CiliumEndpoint {
     const NAMES: Names = Names {
+        group: CILIUM,
         kind: "CiliumEndpoint",
         plural: "ciliumendpoints",
         singular: "ciliumendpoint",

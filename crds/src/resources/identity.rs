@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::definition::{Column, Kind, Names};
+use super::definition::{CILIUM, Column, Kind, Names};
 
 /// The annotation by which the operator announces that it will delete an identity; its value is a time stamp.
 pub const HEARTBEAT_ANNOTATION: &str = "io.cilium.heartbeat";
@@ -25,6 +25,7 @@ pub struct CiliumIdentity {
 
 impl Kind for CiliumIdentity {
     const NAMES: Names = Names {
+        group: CILIUM,
         kind: "CiliumIdentity",
         plural: "ciliumidentities",
         singular: "ciliumidentity",

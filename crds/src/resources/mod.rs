@@ -1,4 +1,4 @@
-//! Cilium's custom resources, as the types that Basal reads them into and as CustomResourceDefinitions.
+//! Cilium's custom resources and our own, as the types that Basal reads them into and as CustomResourceDefinitions.
 //!
 //! The types are for reading and for making new objects. Live objects are changed by merge patches on untyped JSON, so
 //! fields that a type does not have survive. A missing field, an empty object and a `null` read the same: Cilium's Go
@@ -8,17 +8,22 @@ mod carried;
 mod definition;
 mod endpoint;
 mod identity;
+mod ledger;
 mod node;
 mod pool;
 mod schema;
 
-pub use definition::{Column, Definition, GROUP, Kind, Names, SCHEMA_VERSION, SCHEMA_VERSION_LABEL, crds};
+pub use definition::{BASAL, CILIUM, Column, Definition, Group, Kind, Names, SCHEMA_VERSION_LABEL, crds};
 pub use endpoint::{
     AddressPair, CiliumEndpoint, EncryptionStatus, EndpointAddressError, EndpointFieldError, EndpointHealth,
     EndpointIdentity, EndpointNetworking, EndpointPolicy, EndpointPolicyDirection, EndpointState, EndpointStatus,
     ExternalIdentifiers, NamedPortStatus, PolicyEntry,
 };
 pub use identity::{CiliumIdentity, HEARTBEAT_ANNOTATION};
+pub use ledger::{
+    CellBlock, CellBlockState, CellSpec, LEDGER_FINALIZER, Ledger, LedgerSpec, LedgerStatus, LedgerStore, PodCidrCell,
+    cell_name,
+};
 pub use node::{
     AddressOwner, AllocatedPool, CiliumNode, DO_NOT_GC_ANNOTATION, Encryption, FamilyAddresses, NeededAddresses,
     NodeAddressSpec, NodeFieldError, NodeIpamSpec, NodeIpamStatus, NodeSpec, NodeStatus, OperatorStatus, PodCidrStatus,

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     carried::{AlibabaCloudSpec, AlibabaCloudStatus, AzureSpec, AzureStatus, EniSpec, EniStatus},
-    definition::{Column, Kind, Names},
+    definition::{CILIUM, Column, Kind, Names},
     is_default, or_default,
     pool::Cidr,
 };
@@ -45,6 +45,7 @@ pub struct CiliumNode {
 
 impl Kind for CiliumNode {
     const NAMES: Names = Names {
+        group: CILIUM,
         kind: "CiliumNode",
         plural: "ciliumnodes",
         singular: "ciliumnode",

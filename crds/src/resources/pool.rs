@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    definition::{Kind, Names},
+    definition::{CILIUM, Kind, Names},
     is_default, or_default,
 };
 
@@ -24,6 +24,7 @@ pub struct CiliumPodIpPool {
 
 impl Kind for CiliumPodIpPool {
     const NAMES: Names = Names {
+        group: CILIUM,
         kind: "CiliumPodIPPool",
         plural: "ciliumpodippools",
         singular: "ciliumpodippool",

@@ -4,7 +4,7 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 /// Formats that mean something to the API server or to readers. Others that Rust's number types bring are left out.
-const FORMATS: &[&str] = &["cidr", "int64"];
+const FORMATS: &[&str] = &["cidr", "date-time", "int64"];
 
 /// The structural schema of a type.
 ///

@@ -57,3 +57,14 @@ pub(crate) fn identity(name: &str) -> Value {
         "security-labels": { "k8s:app": "baz" },
     })
 }
+
+/// A PodCIDRCell.
+pub(crate) fn cell(name: &str, spec: Value) -> Value {
+    let metadata = json!({ "name": name, "finalizers": ["basal.io/ledger"] });
+    json!({ "apiVersion": "basal.io/v1alpha1", "kind": "PodCIDRCell", "metadata": metadata, "spec": spec })
+}
+
+/// A Ledger.
+pub(crate) fn ledger(name: &str, spec: Value) -> Value {
+    json!({ "apiVersion": "basal.io/v1alpha1", "kind": "Ledger", "metadata": { "name": name }, "spec": spec })
+}

@@ -3,7 +3,7 @@
 use basal_e2e::servers::ApiServer;
 use serde_json::json;
 
-use crate::api::{endpoint, identity, node, pool, send, server};
+use crate::api::{cell, endpoint, identity, ledger, node, pool, send, server};
 
 /// The words of the table, line by line, without the ages.
 fn table(server: &ApiServer, args: &[&str]) -> Vec<Vec<String>> {
@@ -83,4 +83,24 @@ fn kubectl_shows_the_columns_of_cilium_by_short_name_and_category() {
             "ciliumpodippool.cilium.io/pool-1",
         ]
     );
+}
+
+#[test]
+fn kubectl_shows_the_ledger() {
+    let server = server();
+    let spec = json!({ "cluster": "c", "prefix": "10.0.0.0/16", "pool": "10.0.0.0/8", "maskSize": 24, "term": "t" });
+    send(&server, "create", &cell("c-10-0-0-0-16", spec)).unwrap();
+    send(&server, "create", &ledger("c", json!({ "store": "custom-resources", "term": "t" }))).unwrap();
+    assert_eq!(
+        table(&server, &["pcc"]),
+        [vec!["NAME", "PREFIX", "POOL", "MASK SIZE", "AGE"], vec!["c-10-0-0-0-16", "10.0.0.0/16", "10.0.0.0/8", "24"]]
+    );
+    assert_eq!(
+        table(&server, &["ledgers"]),
+        [vec!["NAME", "STORE", "READY", "REASON", "AGE"], vec!["c", "custom-resources"]]
+    );
+    let all = server.kubectl().unwrap().args(["get", "basal", "-o", "name"]).text().unwrap();
+    let mut all: Vec<&str> = all.lines().collect();
+    all.sort_unstable();
+    assert_eq!(all, ["ledger.basal.io/c", "podcidrcell.basal.io/c-10-0-0-0-16"]);
 }

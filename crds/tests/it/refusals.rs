@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::{endpoint, identity, node, pool, send, server};
+use crate::api::{cell, endpoint, identity, ledger, node, pool, send, server};
 
 /// Takes away a field.
 fn without(mut object: Value, field: &str) -> Value {
@@ -69,6 +69,33 @@ fn objects_that_break_a_rule_are_refused_with_the_field() {
             "spec.namespaceSelector.matchLabels.a: Invalid value: \"b/c\"",
         ),
     ];
+    let of = |block: Value| {
+        let (prefix, pool) = ("10.0.0.0/16", "10.0.0.0/8");
+        let spec =
+            json!({ "cluster": "c", "prefix": prefix, "pool": pool, "maskSize": 24, "term": "t", "blocks": block });
+        cell("c-10-0-0-0-16", spec)
+    };
+    let cases = cases.into_iter().chain([
+        (of(json!([{ "block": "10.0.0.0", "state": "granted", "node": "n" }])), "spec.blocks[0].block: Invalid value"),
+        (
+            of(json!([{ "block": "10.0.0.0/24", "state": "given", "node": "n" }])),
+            "spec.blocks[0].state: Unsupported value: \"given\"",
+        ),
+        (of(json!([{ "block": "10.0.0.0/24", "state": "granted" }])), "spec.blocks[0].node: Required value"),
+        (
+            of(json!([
+                { "block": "10.0.0.0/24", "state": "granted", "node": "n" },
+                { "block": "10.0.0.0/24", "state": "granted", "node": "m" },
+            ])),
+            "spec.blocks[1]: Duplicate value",
+        ),
+        (cell("c", json!({ "cluster": "c" })), "spec.prefix: Required value"),
+        (ledger("c", json!({ "store": "file" })), "spec.store: Unsupported value: \"file\""),
+        (
+            ledger("c", json!({ "store": "etcd", "cells": ["10.0.0.0/16", "10.0.0.0/16"] })),
+            "spec.cells[1]: Duplicate value",
+        ),
+    ]);
     for (object, wanted) in cases {
         let error = send(&server, "create", &object).expect_err(wanted);
         assert!(error.contains(wanted), "wanted {wanted:?}, the server said: {error}");
@@ -106,4 +133,38 @@ fn what_is_immutable_in_a_pool_stays() {
     let mut object = grown;
     object["spec"].as_object_mut().unwrap().remove("ipv6");
     assert_eq!(send(&server, "replace", &object).unwrap()["spec"].get("ipv6"), None);
+}
+
+#[test]
+fn what_a_cell_is_about_and_the_list_of_cells_stay() {
+    let server = server();
+    let spec = json!({ "cluster": "c", "prefix": "fd00::/112", "pool": "fd00::/104", "maskSize": 120, "term": "t" });
+    let created = send(&server, "create", &cell("c-fd00-112", spec)).unwrap();
+    for (field, value) in [
+        ("cluster", json!("d")),
+        ("prefix", json!("fd01::/112")),
+        ("pool", json!("fd00::/64")),
+        ("maskSize", json!(121)),
+    ] {
+        let mut object = created.clone();
+        object["spec"][field] = value;
+        let error = send(&server, "replace", &object).expect_err(field);
+        assert!(error.contains(&format!("spec.{field}")) && error.contains("is immutable"), "{field}: {error}");
+    }
+    // A deletion waits for the finalizer, and the claims stay readable.
+    server.kubectl().unwrap().args(["delete", "pcc", "c-fd00-112", "--wait=false"]).done().unwrap();
+    let condemned = server.kubectl().unwrap().args(["get", "pcc", "c-fd00-112", "-o", "json"]).json().unwrap();
+    assert!(condemned["metadata"]["deletionTimestamp"].is_string(), "{condemned}");
+
+    let created =
+        send(&server, "create", &ledger("c", json!({ "store": "custom-resources", "cells": ["fd00::/112"] }))).unwrap();
+    let mut object = created;
+    object["spec"]["cells"] = json!(["fd00::/112", "10.0.0.0/16"]);
+    object["spec"]["term"] = json!("t");
+    let mut object = send(&server, "replace", &object).unwrap();
+    for less in [json!(["fd00::/112"]), Value::Null] {
+        object["spec"]["cells"] = less;
+        let error = send(&server, "replace", &object).unwrap_err();
+        assert!(error.contains("cells never go"), "{error}");
+    }
 }

@@ -15,6 +15,7 @@ fn sample(schema: &Value) -> Value {
         "boolean" => json!(true),
         "integer" => json!(7),
         "string" if schema["format"] == "cidr" => json!("10.0.0.0/24"),
+        "string" if schema["format"] == "date-time" => json!("2026-01-02T03:04:05Z"),
         "string" => json!("x"),
         "object" if schema["additionalProperties"].is_object() => {
             json!({ "k": sample(&schema["additionalProperties"]) })
@@ -35,7 +36,7 @@ fn every_field_of_every_kind_is_kept() {
         let spec = &definition.object["spec"];
         let version = &spec["versions"][0];
         let mut object = sample(&version["schema"]["openAPIV3Schema"]);
-        object["apiVersion"] = json!(format!("cilium.io/{}", version["name"].as_str().unwrap()));
+        object["apiVersion"] = json!(format!("{}/{}", definition.group.name, version["name"].as_str().unwrap()));
         object["kind"] = spec["names"]["kind"].clone();
         object["metadata"] = json!({ "name": "full", "namespace": "default" });
         if spec["scope"] == "Cluster" {
