@@ -36,7 +36,9 @@ pub struct Mark {
     pub revision: i64,
 }
 
-/// A cell as it stands in the store. One that cannot be read is a state of its own, never an empty cell.
+/// A cell as it stands in the store. One that cannot be read is a state of its own, never an empty cell. One at
+/// [`Version::ABSENT`] is known to the store and has lost its record: it holds what the term adopts, and the write of that
+/// makes the record anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredCell {
     /// Its version.
@@ -54,7 +56,7 @@ pub struct Loaded {
     pub fence: FenceSeen,
     /// The cells.
     pub cells: BTreeMap<CellId, StoredCell>,
-    /// Keys beside the cells that no version of Basal writes, for a warning.
+    /// Keys or objects beside the cells that no version of Basal writes, for a warning.
     pub strays: Vec<String>,
 }
 
@@ -93,12 +95,28 @@ pub enum LedgerError {
     /// Another store, or an older snapshot of it: nothing that was read before counts. Ends the term.
     #[error("the store of the ledger was replaced or restored ({0}); the term ends, and claims are read anew")]
     StoreReplaced(String),
+    /// The claims are kept in another store: this one grants nothing.
+    #[error(
+        "the active store of claims is {active}, and this operator is configured for {configured}; set kvstore to {} in \
+         the configuration of operator and agents, which keeps every claim", kvstore_value(active)
+    )]
+    NotActive {
+        /// `spec.store` of the Ledger.
+        active: &'static str,
+        /// What this operator works with.
+        configured: &'static str,
+    },
     /// The store does not allow it.
     #[error("the store of the ledger denied the read: {0}")]
     Denied(String),
     /// No answer, or the history asked for is gone. Load again.
     #[error("the store of the ledger did not answer: {0}")]
     Unavailable(String),
+}
+
+/// What the key `kvstore` is set to for a store.
+fn kvstore_value(store: &str) -> &'static str {
+    if store == "etcd" { "\"etcd\"" } else { "\"\" (none)" }
 }
 
 /// Why a write was not carried out, beside conflicts.
@@ -253,7 +271,7 @@ impl LedgerState {
                 .iter()
                 .map(|(id, (version, cell))| (*id, StoredCell { version: *version, cell: Ok(cell.clone()) }))
                 .collect(),
-            strays: Vec::new(),
+            ..Loaded::default()
         }
     }
 

@@ -1,4 +1,12 @@
 //! What is to be written: changes, the batches that they go out in, and what becomes of them.
+//!
+//! A change that touches more cells than one swap of the store takes goes out in halves, cell by cell, and each state
+//! between two of them is sound by itself:
+//!
+//! - A grant writes its blocks as pending, cell after cell; in the last cell they are granted at once, and then the pending
+//!   ones become granted. Pending blocks are nobody's to use, so no node runs with half of its families. Whoever leads next
+//!   completes it forward, since a pending block counts as the node's: [`Allocator::grant`] asks for the rest.
+//! - A release, and any other change, is as good in parts as it is whole: what is left is found and done again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +44,7 @@ pub(super) struct Edit {
     pub(super) after: Option<Block>,
 }
 
-/// Edits that are written together or not at all.
+/// Edits that are written together, or one cell after the other where the store takes no more at once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     pub(super) purpose: Purpose,
@@ -44,11 +52,56 @@ pub(super) struct Change {
     pub(super) edits: Vec<Edit>,
 }
 
+impl Change {
+    /// Whether an edit gives a block to the node that was nobody's before: only these wait for each other.
+    fn enters(&self, edit: &Edit) -> bool {
+        let held = |block: &Block| block.state != BlockState::Quarantined;
+        self.purpose == Purpose::Grant
+            && edit.after.as_ref().is_some_and(|block| block.state.is_usable())
+            && !edit.before.as_ref().is_some_and(held)
+    }
+
+    /// What is written of it next: all of it where a swap takes that many cells, else its part in one cell.
+    fn step(&self, limits: Limits) -> Vec<Edit> {
+        let cells: BTreeSet<CellId> = self.edits.iter().map(|edit| edit.cell).collect();
+        if cells.len() <= limits.cells {
+            return self.edits.clone();
+        }
+        let entered: BTreeSet<CellId> =
+            self.edits.iter().filter(|edit| self.enters(edit)).map(|edit| edit.cell).collect();
+        let Some(cell) = entered.first().or(cells.first()).copied() else { return Vec::new() };
+        let more_to_come = entered.len() > 1;
+        let part = self.edits.iter().filter(|edit| edit.cell == cell);
+        part.filter_map(|edit| match (&edit.before, &edit.after) {
+            (_, Some(block)) if more_to_come && self.enters(edit) => {
+                let pending = Block { state: BlockState::Pending, ..block.clone() };
+                Some(Edit { after: Some(pending), ..edit.clone() })
+            }
+            (Some(before), _) if more_to_come && before.state == BlockState::Pending => None,
+            _ => Some(edit.clone()),
+        })
+        .collect()
+    }
+
+    /// Takes what was written of it.
+    fn advance(&mut self, step: &[Edit]) {
+        self.edits.retain_mut(|edit| match step.iter().find(|written| written.at == edit.at) {
+            Some(written) if written.after == edit.after => false,
+            Some(written) => {
+                edit.before.clone_from(&written.after);
+                true
+            }
+            None => true,
+        });
+    }
+}
+
 /// The batch that is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct InFlight {
     id: BatchId,
-    changes: BTreeSet<u64>,
+    /// What is written of each change.
+    steps: BTreeMap<u64, Vec<Edit>>,
 }
 
 /// Which batch.
@@ -111,32 +164,36 @@ impl Allocator {
         }
         let mut cells: BTreeMap<CellId, CellSwap> = BTreeMap::new();
         let mut bytes = 0;
-        let mut taken = BTreeSet::new();
+        let mut steps: BTreeMap<u64, Vec<Edit>> = BTreeMap::new();
         for (id, change) in &self.changes {
+            let step = change.step(limits);
             let new: BTreeSet<CellId> =
-                change.edits.iter().map(|edit| edit.cell).filter(|cell| !cells.contains_key(cell)).collect();
+                step.iter().map(|edit| edit.cell).filter(|cell| !cells.contains_key(cell)).collect();
+            // One behind it may lie in the cells that are in the batch already.
+            if cells.len() + new.len() > limits.cells && !steps.is_empty() {
+                continue;
+            }
             let drafts: Vec<CellSwap> = new.iter().filter_map(|cell| self.draft(*cell)).collect();
             let more = drafts.iter().map(|draft| draft.new.text_bound()).sum::<usize>()
-                + change.edits.iter().filter_map(|edit| Some(edit.after.as_ref()?.text_bound())).sum::<usize>();
-            let fits = cells.len() + drafts.len() <= limits.cells && bytes + more <= limits.bytes;
+                + step.iter().filter_map(|edit| Some(edit.after.as_ref()?.text_bound())).sum::<usize>();
             // One that fits no batch at all goes out alone, so that the store refuses it and it is taken back.
-            if !fits && !taken.is_empty() {
+            if bytes + more > limits.bytes && !steps.is_empty() {
                 break;
             }
             bytes += more;
             cells.extend(drafts.into_iter().map(|draft| (draft.new.id(), draft)));
-            for edit in &change.edits {
+            for edit in &step {
                 let Some(draft) = cells.get_mut(&edit.cell) else { continue };
                 apply(&mut draft.new, edit);
             }
-            taken.insert(*id);
+            steps.insert(*id, step);
         }
-        if taken.is_empty() {
+        if steps.is_empty() {
             return None;
         }
         self.last_batch += 1;
         let id = BatchId(self.last_batch);
-        self.in_flight = Some(InFlight { id, changes: taken });
+        self.in_flight = Some(InFlight { id, steps });
         Some(Batch { id, swaps: cells.into_values().collect() })
     }
 
@@ -156,12 +213,17 @@ impl Allocator {
                 for (cell, version) in versions {
                     self.space.set_version(*cell, *version);
                 }
-                for id in in_flight.changes {
-                    let Some(change) = self.take_change(id) else { continue };
-                    for edit in &change.edits {
-                        self.confirm(&change.node, edit, now);
+                for (id, step) in in_flight.steps {
+                    let Some(change) = self.changes.get_mut(&id) else { continue };
+                    change.advance(&step);
+                    let (node, whole) = (change.node.clone(), change.edits.is_empty());
+                    for edit in &step {
+                        self.confirm(&node, edit, now);
                     }
-                    settled.confirmed.insert(change.node);
+                    if whole {
+                        self.take_change(id);
+                        settled.confirmed.insert(node);
+                    }
                 }
                 // Not at the refusal itself: the caller would write the same again at once.
                 if self.unmarked {
@@ -169,8 +231,9 @@ impl Allocator {
                 }
             }
             SwapAnswer::Refused(_) => {
-                for id in in_flight.changes {
+                for id in in_flight.steps.into_keys() {
                     let Some(change) = self.take_change(id) else { continue };
+                    // What was written of it already stays, and is completed by the next grant.
                     self.undo_edits(&change.node, &change.edits);
                     self.unmarked |= change.purpose == Purpose::Mark;
                     settled.undone.insert(change.node);
@@ -190,7 +253,7 @@ impl Allocator {
     }
 
     fn confirm(&mut self, node: &NodeName, edit: &Edit, now: Duration) {
-        if self.space.confirm(edit.cell, edit.at).is_err() {
+        if self.space.confirm(edit.cell, edit.at, edit.after.as_ref()).is_err() {
             // The batch was made from this very space, so this cannot be; were it so, only the ledger could tell.
             self.stale = true;
         }
@@ -221,8 +284,9 @@ impl Allocator {
 
     /// Takes what the ledger holds, read at quorum after the last answer.
     ///
-    /// A change that the ledger holds is confirmed. One that can still be made waits again, so that a lost write which
-    /// takes effect later does what the next batch would have done. Any other is taken back.
+    /// A change that the ledger holds is confirmed. One that can still be made, or of which a part was written, waits
+    /// again, so that a lost write which takes effect later does what the next batch would have done. Any other is taken
+    /// back.
     pub fn reload(&mut self, loaded: &Loaded, now: Duration) -> Settled {
         if !loaded.fence.holds(&self.term) {
             self.stale = true;
@@ -238,13 +302,12 @@ impl Allocator {
         let mut settled = Settled::only(Next::Continue);
         for (id, change) in std::mem::take(&mut self.changes) {
             let Change { purpose, node, edits } = change;
-            if edits.iter().all(|edit| self.space.get(edit.at) == edit.after.as_ref()) {
-                settled.confirmed.insert(node);
-                continue;
-            }
-            match self.reserve_again(&node, edits) {
+            match self.reserve_again(purpose, &node, edits) {
                 None => {
                     settled.undone.insert(node);
+                }
+                Some(edits) if edits.is_empty() => {
+                    settled.confirmed.insert(node);
                 }
                 Some(edits) => {
                     self.busy.entry(node.clone()).or_default().insert(id);
@@ -256,14 +319,20 @@ impl Allocator {
         settled
     }
 
-    fn reserve_again(&mut self, node: &NodeName, edits: Vec<Edit>) -> Option<Vec<Edit>> {
+    /// Reserves what is left of a change; `None` when somebody else wrote one of its blocks.
+    fn reserve_again(&mut self, purpose: Purpose, node: &NodeName, edits: Vec<Edit>) -> Option<Vec<Edit>> {
         let mut again: Vec<Edit> = Vec::with_capacity(edits.len());
-        for edit in edits {
-            let same = self.space.get(edit.at) == edit.before.as_ref();
-            let reserved = match (edit.before, edit.after) {
-                _ if !same => None,
-                (None, Some(block)) => self.reserve_new(edit.at, block).ok(),
-                (_, after) => self.reserve_known(edit.at, after).ok(),
+        for Edit { at, before, after, .. } in edits {
+            let now = self.space.get(at);
+            if now == after.as_ref() {
+                continue;
+            }
+            let half = after.as_ref().map(|block| Block { state: BlockState::Pending, ..block.clone() });
+            let expected = now == before.as_ref() || (purpose == Purpose::Grant && now == half.as_ref());
+            let reserved = match (now.is_none(), after) {
+                _ if !expected => None,
+                (true, Some(block)) => self.reserve_new(at, block).ok(),
+                (_, after) => self.reserve_known(at, after).ok(),
             };
             match reserved {
                 Some(edit) => again.push(edit),

@@ -22,6 +22,8 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct CellView {
     pub(super) version: Version,
+    /// Whether the ledger knows the cell, even when it lost the record: its size is fixed then.
+    known: bool,
     /// As the ledger has it. Empty when it cannot be read: then `frozen` says why.
     pub(super) stored: Cell,
     /// What is not confirmed: a new or changed block, or `None` for one that is being freed. A key is either in
@@ -34,8 +36,9 @@ pub(super) struct CellView {
 }
 
 impl CellView {
+    /// A cell that the ledger knows.
     fn new(version: Version, stored: Cell, frozen: Option<CellError>) -> Self {
-        Self { version, stored, overlay: BTreeMap::new(), frozen, covered: 0 }
+        Self { version, known: true, stored, overlay: BTreeMap::new(), frozen, covered: 0 }
     }
 
     fn get(&self, at: &PodCidr) -> Option<&Block> {
@@ -238,7 +241,7 @@ impl Space {
         let id = CellId::new(prefix);
         let cell =
             Cell::new(id, pool.cidr, pool.first_mask).map_err(|error| Refusal::CellUnusable { cell: id, error })?;
-        self.cells.insert(prefix, CellView::new(Version::ABSENT, cell, None));
+        self.cells.insert(prefix, CellView { known: false, ..CellView::new(Version::ABSENT, cell, None) });
         Ok(id)
     }
 
@@ -268,14 +271,18 @@ impl Space {
         self.drop_unwritten(cell);
     }
 
-    /// A noted change was written. A block that does not fit (it cannot happen to a batch that was made from
-    /// this space) is answered.
-    pub(super) fn confirm(&mut self, cell: CellId, at: PodCidr) -> Result<(), CellError> {
+    /// A block was written, `None` when it was freed. The noted change of it is done when it said just that, and goes on
+    /// when it was written in part. A block that does not fit (it cannot happen to a batch that was made from this space)
+    /// is answered.
+    pub(super) fn confirm(&mut self, cell: CellId, at: PodCidr, written: Option<&Block>) -> Result<(), CellError> {
         let Some(view) = self.cells.get_mut(&cell.prefix()) else { return Ok(()) };
-        match view.overlay.remove(&at) {
-            None => Ok(()),
-            Some(Some(block)) => view.stored.set(at, block),
-            Some(None) => {
+        let Some(noted) = view.overlay.get(&at) else { return Ok(()) };
+        if noted.as_ref() == written {
+            view.overlay.remove(&at);
+        }
+        match written {
+            Some(block) => view.stored.set(at, block.clone()),
+            None => {
                 let old = view.stored.remove(&at).map(|block| block.state);
                 self.account(cell, at, old, None);
                 Ok(())
@@ -286,14 +293,13 @@ impl Space {
     /// Notes the version that a write gave to a cell.
     pub(super) fn set_version(&mut self, cell: CellId, version: Version) {
         if let Some(view) = self.cells.get_mut(&cell.prefix()) {
-            view.version = version;
+            (view.version, view.known) = (version, true);
         }
     }
 
     /// Forgets a cell that was made for a change which did not happen.
     fn drop_unwritten(&mut self, cell: CellId) {
-        if self.cells.get(&cell.prefix()).is_some_and(|view| view.version == Version::ABSENT && view.overlay.is_empty())
-        {
+        if self.cells.get(&cell.prefix()).is_some_and(|view| !view.known && view.overlay.is_empty()) {
             self.cells.remove(&cell.prefix());
         }
     }

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod allocator;
+mod halves;
 mod model;
+mod model_one_cell;
 mod oracle;
 mod pools;
 mod support;

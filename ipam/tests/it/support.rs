@@ -11,6 +11,8 @@ use basal_ipam::{
 };
 
 pub(crate) const LIMITS: Limits = Limits { cells: 127, bytes: 1 << 20 };
+/// Of a store that writes one cell at a time.
+pub(crate) const ONE_CELL: Limits = Limits { cells: 1, ..LIMITS };
 pub(crate) const REST: Duration = Duration::from_secs(300);
 
 pub(crate) fn cidr(text: &str) -> PodCidr {
@@ -46,6 +48,7 @@ pub(crate) fn dual(v4: &[&str], mask4: u8, v6: &[&str], mask6: u8) -> PoolConfig
 pub(crate) struct Rig {
     pub(crate) ledger: LedgerState,
     pub(crate) allocator: Allocator,
+    pub(crate) limits: Limits,
     terms: u64,
 }
 
@@ -54,10 +57,15 @@ impl Rig {
         Self::over(LedgerState::default(), config)
     }
 
+    /// Over a store that writes one cell at a time.
+    pub(crate) fn one_cell(config: PoolConfig) -> Self {
+        Self { limits: ONE_CELL, ..Self::new(config) }
+    }
+
     /// A first term over a ledger.
     pub(crate) fn over(mut ledger: LedgerState, config: PoolConfig) -> Self {
         let allocator = begin(&mut ledger, config, 1, secs(0));
-        Self { ledger, allocator, terms: 1 }
+        Self { ledger, allocator, limits: LIMITS, terms: 1 }
     }
 
     /// The next leader's term, under this pool.
@@ -85,15 +93,26 @@ impl Rig {
 
     /// Writes everything that waits.
     pub(crate) fn write(&mut self, now: Duration) {
-        while let Some(batch) = self.allocator.next_batch(LIMITS) {
-            let answer = self.commit(&batch);
-            assert!(matches!(answer, SwapAnswer::Done(_)), "{answer:?}");
-            assert_eq!(self.allocator.settle(batch.id, &answer, now).next, Next::Continue);
-        }
+        while self.write_once(now) {}
+    }
+
+    /// Writes one batch; whether there was one.
+    pub(crate) fn write_once(&mut self, now: Duration) -> bool {
+        let Some(batch) = self.allocator.next_batch(self.limits) else { return false };
+        let answer = self.commit(&batch);
+        assert!(matches!(answer, SwapAnswer::Done(_)), "{answer:?}");
+        assert_eq!(self.allocator.settle(batch.id, &answer, now).next, Next::Continue);
+        true
     }
 
     pub(crate) fn commit(&mut self, batch: &Batch) -> SwapAnswer {
-        self.ledger.commit(&self.allocator.term().clone(), &batch.swaps, LIMITS)
+        self.ledger.commit(&self.allocator.term().clone(), &batch.swaps, self.limits)
+    }
+
+    /// What the ledger holds: block, node and state.
+    pub(crate) fn written(&self) -> Vec<String> {
+        let blocks = self.ledger.cells.values().flat_map(|(_, cell)| cell.blocks());
+        blocks.map(|(at, block)| format!("{at} {} {}", block.node, block.state.as_str())).collect()
     }
 
     pub(crate) fn reload(&mut self, now: Duration) -> Settled {

@@ -12,11 +12,6 @@ fn lost() -> SwapAnswer {
     SwapAnswer::Unknown("time-out".into())
 }
 
-fn names(rig: &Rig) -> Vec<String> {
-    let blocks = rig.ledger.cells.values().flat_map(|(_, cell)| cell.blocks());
-    blocks.map(|(at, block)| format!("{at} {} {}", block.node, block.state.as_str())).collect()
-}
-
 #[test]
 fn a_refused_write_is_undone() {
     let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
@@ -30,7 +25,7 @@ fn a_refused_write_is_undone() {
     assert_eq!((settled.undone, settled.next), ([node("a")].into(), Next::Continue));
     assert!(rig.allocator.claims(&node("a")).is_empty());
     rig.write(secs(0));
-    assert_eq!(names(&rig), ["10.0.1.0/24 b granted"]);
+    assert_eq!(rig.written(), ["10.0.1.0/24 b granted"]);
 }
 
 #[test]
@@ -50,7 +45,7 @@ fn a_lost_answer_keeps_the_reservation_until_the_ledger_was_read() {
         assert_eq!(settled.confirmed.contains(&node("a")), took_effect);
         rig.write(secs(0));
         assert_eq!(
-            names(&rig),
+            rig.written(),
             ["10.0.0.0/24 a granted", "10.0.1.0/24 b granted", "fd00::/120 a granted", "fd00::100/120 b granted"]
         );
     }
@@ -71,7 +66,7 @@ fn a_write_that_takes_effect_after_the_reload_does_what_the_next_one_would() {
     assert_eq!(rig.allocator.settle(batch.id, &answer, secs(0)).next, Next::Reload);
     assert_eq!(rig.reload(secs(0)).confirmed, [node("a")].into());
     rig.write(secs(0));
-    assert_eq!(names(&rig), ["10.0.0.0/24 a granted", "10.0.1.0/24 b granted"]);
+    assert_eq!(rig.written(), ["10.0.0.0/24 a granted", "10.0.1.0/24 b granted"]);
 }
 
 #[test]

@@ -1,0 +1,641 @@
+//! Two operators over a store that writes one record at a time, in every order of their steps: two families, four blocks,
+//! three nodes. What [`crate::model`] says of crashes and lost answers holds here too; how a fence is won is its subject.
+//!
+//! The store is that of custom resources, step by step: a term is put into the fence, then every cell is stamped; a swap
+//! looks at the fence first, a new cell is put on the list while the fence holds the term, and the write itself compares
+//! nothing but the cell's version. An agent uses what its CiliumNode lists and confirms; the two are written one after the
+//! other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hash,
+    sync::Arc,
+};
+
+use basal_ipam::{
+    allocator::{Allocator, BatchId, Carried, CarriedBlock, Next},
+    cell::{BlockState, Cell, CellId, Version},
+    config::PoolConfig,
+    ledger::{FenceSeen, Loaded, Mark, StoredCell, SwapAnswer},
+    names::{NodeName, NodeUid, TermId},
+    prefix::PodCidr,
+};
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+use crate::support::{ONE_CELL, REST, dual, node, secs};
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+const OPERATORS: usize = 2;
+
+/// The node that leaves and comes back, and whose agent takes its time.
+const WANDERER: usize = 0;
+
+/// The node that comes late.
+const LATECOMER: usize = 2;
+
+/// A block of each family, or none.
+type Blocks = [Option<PodCidr>; 2];
+
+/// A node with its CiliumNode, which lives and dies with it, and what its agent uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Machine {
+    /// Counts the Nodes of this name; odd while there is one.
+    generation: u8,
+    spec: Blocks,
+    confirmed: Blocks,
+    resource_version: u8,
+    using: Blocks,
+}
+
+impl Machine {
+    fn exists(&self) -> bool {
+        self.generation % 2 == 1
+    }
+
+    /// What the agent may use.
+    fn usable(&self) -> Blocks {
+        if self.spec == self.confirmed { self.spec } else { Blocks::default() }
+    }
+}
+
+/// The objects of the ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Store {
+    revision: i64,
+    fence: Option<TermId>,
+    list: BTreeSet<CellId>,
+    cells: BTreeMap<CellId, (Version, Cell)>,
+}
+
+impl Store {
+    fn load(&self) -> Loaded {
+        let cells = self.cells.iter();
+        let mut cells: BTreeMap<CellId, StoredCell> = cells
+            .map(|(id, (version, cell))| (*id, StoredCell { version: *version, cell: Ok(cell.clone()) }))
+            .collect();
+        for id in &self.list {
+            let lost = || Cell::new(*id, id.prefix(), id.prefix().prefix_len() + 1);
+            cells.entry(*id).or_insert_with(|| StoredCell { version: Version::ABSENT, cell: lost() });
+        }
+        let fence = FenceSeen { value: self.fence.as_ref().map(|term| term.as_str().to_owned()), version: Version(1) };
+        Loaded { mark: Mark { store: 1, revision: self.revision }, fence, cells, ..Loaded::default() }
+    }
+
+    fn holds(&self, term: &TermId) -> bool {
+        self.fence.as_ref() == Some(term)
+    }
+
+    /// A create, or a patch at a resourceVersion.
+    fn write(&mut self, write: &Write) -> SwapAnswer {
+        let id = write.new.id();
+        let version = self.cells.get(&id).map_or(Version::ABSENT, |(version, _)| *version);
+        if version != write.expected {
+            return SwapAnswer::Conflict([id].into());
+        }
+        self.revision += 1;
+        self.cells.insert(id, (Version(self.revision), write.new.clone()));
+        SwapAnswer::Done([(id, Version(self.revision))].into())
+    }
+}
+
+/// The write of a swap.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Write {
+    expected: Version,
+    new: Cell,
+}
+
+/// How far a swap is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stage {
+    /// The fence is looked at next.
+    Begun,
+    /// The cell is new and has to be put on the list.
+    Unlisted,
+    /// Only the write is left.
+    OnItsWay,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Sent {
+    id: BatchId,
+    stage: Stage,
+    write: Write,
+}
+
+/// What an operator is going to write about a node, after what it read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Work {
+    machine: usize,
+    generation: u8,
+    resource_version: u8,
+    blocks: Blocks,
+    /// Into the status; else into the specification, and then into the status.
+    confirms: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+enum Operator {
+    #[default]
+    Standby,
+    /// Took the fence.
+    Fenced(TermId),
+    /// Stamps these cells, at these versions.
+    Stamping(TermId, Vec<(CellId, Version)>),
+    Leading(Arc<Leader>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Leader {
+    allocator: Allocator,
+    sent: Option<Sent>,
+    work: Option<Work>,
+    reload: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Budget {
+    elections: u8,
+    crashes: u8,
+    losses: u8,
+    departures: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct World {
+    store: Store,
+    machines: Vec<Machine>,
+    operators: Vec<Operator>,
+    terms: u64,
+    /// A write whose sender gave it up, still on its way.
+    late: Option<Write>,
+    budget: Budget,
+    broken: bool,
+    reused: bool,
+    took_over_a_half: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Action {
+    Join(usize),
+    Leave(usize),
+    Use(usize),
+    TakeFence(usize),
+    List(usize),
+    Stamp(usize),
+    Begin(usize),
+    Send(usize),
+    Check(usize),
+    PutOnList(usize),
+    Deliver(usize),
+    LoseAnswer(usize),
+    LoseRequest(usize),
+    DeliverLate,
+    Read(usize),
+    Write(usize),
+    Reload(usize),
+    Crash(usize),
+}
+
+struct Cluster {
+    config: PoolConfig,
+    budget: Budget,
+}
+
+fn uid(machine: usize, generation: u8) -> NodeUid {
+    NodeUid::new(&format!("{}-{generation}", NODES[machine])).unwrap()
+}
+
+fn name(machine: usize) -> NodeName {
+    node(NODES[machine])
+}
+
+/// The owners that the ledger knows, those in quarantine included.
+fn claims(store: &Store) -> BTreeMap<PodCidr, (NodeName, BlockState)> {
+    let cells = store.cells.values().flat_map(|(_, cell)| cell.blocks());
+    cells.map(|(at, block)| (*at, (block.node.clone(), block.state))).collect()
+}
+
+fn pair(blocks: &[PodCidr]) -> Option<Blocks> {
+    match blocks {
+        [v4, v6] => Some([Some(*v4), Some(*v6)]),
+        _ => None,
+    }
+}
+
+impl World {
+    fn leader(&self, operator: usize) -> Option<&Leader> {
+        match &self.operators[operator] {
+            Operator::Leading(leader) => Some(leader),
+            _ => None,
+        }
+    }
+
+    fn leader_mut(&mut self, operator: usize) -> Option<&mut Leader> {
+        match &mut self.operators[operator] {
+            Operator::Leading(leader) => Some(Arc::make_mut(leader)),
+            _ => None,
+        }
+    }
+
+    /// A write reaches the store. Notes a change that quarantine should have come before.
+    fn deliver(&mut self, write: &Write) -> SwapAnswer {
+        let before = claims(&self.store);
+        let answer = self.store.write(write);
+        let after = claims(&self.store);
+        for (at, (owner, state)) in &before {
+            self.broken |= match after.get(at) {
+                None => *state != BlockState::Quarantined,
+                Some((later, _)) => later != owner,
+            };
+        }
+        answer
+    }
+
+    fn settle(&mut self, operator: usize, batch: BatchId, answer: &SwapAnswer) -> Option<()> {
+        let leader = self.leader_mut(operator)?;
+        match leader.allocator.settle(batch, answer, secs(0)).next {
+            Next::Continue => {}
+            Next::Reload => leader.reload = true,
+            Next::EndTerm => self.operators[operator] = Operator::Standby,
+        }
+        Some(())
+    }
+
+    /// Whether anything outside the ledger still names the block as this node's.
+    fn is_named(&self, machine: usize, at: PodCidr) -> bool {
+        let machine = &self.machines[machine];
+        [machine.spec, machine.confirmed, machine.using].concat().contains(&Some(at))
+    }
+
+    /// One pass over all nodes, as the controller makes it.
+    fn plan(&self, operator: usize) -> Option<(Allocator, Sent)> {
+        let mut allocator = self.leader(operator)?.allocator.clone();
+        for (index, machine) in self.machines.iter().enumerate() {
+            let name = name(index);
+            if machine.exists() {
+                // Refusals are not this model's subject.
+                let _granted = allocator.grant(&name, &uid(index, machine.generation), secs(0));
+            } else {
+                let held = allocator.claims(&name).into_iter().filter(|c| c.block.state != BlockState::Quarantined);
+                let seen = held.into_iter().find_map(|claim| claim.block.uid);
+                let _released = allocator.release(&name, seen.as_ref());
+            }
+        }
+        for at in allocator.due(REST) {
+            let owner = allocator.block(at).map(|block| block.node.clone());
+            let index = NODES.iter().position(|name| owner == Some(node(name)));
+            if index.is_some_and(|index| !self.is_named(index, at)) {
+                let _freed = allocator.free(at, REST);
+            }
+        }
+        let batch = allocator.next_batch(ONE_CELL)?;
+        let swap = batch.swaps.into_iter().next()?;
+        let write = Write { expected: swap.expected, new: swap.new };
+        Some((allocator, Sent { id: batch.id, stage: Stage::Begun, write }))
+    }
+
+    /// What the leader's worker does next. It looks at the objects and the fence in one step and writes in another.
+    fn next_work(&self, operator: usize) -> Option<Work> {
+        let leader = self.leader(operator)?;
+        (0..NODES.len()).find_map(|machine| {
+            let seen = &self.machines[machine];
+            // What a grant would answer without anything to write, without the cost of asking.
+            let blocks = seen.exists().then(|| leader.allocator.confirmed(&name(machine)))?;
+            let own = Some(uid(machine, seen.generation));
+            let granted = |at: &PodCidr| leader.allocator.block(*at).is_some_and(|block| block.uid == own);
+            let blocks = pair(&blocks).filter(|_| blocks.iter().all(granted))?;
+            let (generation, resource_version) = (seen.generation, seen.resource_version);
+            let confirms = seen.spec == blocks;
+            let done = confirms && seen.confirmed == blocks;
+            (!done).then_some(Work { machine, generation, resource_version, blocks, confirms })
+        })
+    }
+
+    /// Writes what was read, if the object is still the same.
+    fn write(&mut self, operator: usize) -> Option<()> {
+        let work = self.leader_mut(operator)?.work.take()?;
+        let machine = &mut self.machines[work.machine];
+        if machine.generation != work.generation || machine.resource_version != work.resource_version {
+            return Some(());
+        }
+        machine.resource_version += 1;
+        if work.confirms {
+            machine.confirmed = work.blocks;
+            if work.machine != WANDERER {
+                machine.using = machine.usable();
+            }
+        } else {
+            machine.spec = work.blocks;
+            let resource_version = machine.resource_version;
+            self.leader_mut(operator)?.work = Some(Work { resource_version, confirms: true, ..work });
+        }
+        Some(())
+    }
+
+    /// One step of what was sent; `None` when this is not the step.
+    fn step_of(&self, operator: usize) -> Option<Action> {
+        let sent = self.leader(operator)?.sent.as_ref()?;
+        Some(match sent.stage {
+            Stage::Begun => Action::Check(operator),
+            Stage::Unlisted => Action::PutOnList(operator),
+            Stage::OnItsWay => Action::Deliver(operator),
+        })
+    }
+
+    fn look_at_fence(&mut self, operator: usize) -> Option<()> {
+        let leader = self.leader(operator)?;
+        let (term, sent) = (leader.allocator.term().clone(), leader.sent.clone()?);
+        let id = sent.write.new.id();
+        if !self.store.holds(&term) {
+            self.leader_mut(operator)?.sent = None;
+            return self.settle(operator, sent.id, &SwapAnswer::FenceLost);
+        }
+        let new = sent.write.expected == Version::ABSENT;
+        if new && self.store.list.iter().any(|cell| *cell != id && cell.prefix().overlaps(&id.prefix())) {
+            self.leader_mut(operator)?.sent = None;
+            return self.settle(operator, sent.id, &SwapAnswer::Conflict([id].into()));
+        }
+        let listed = !new || self.store.list.contains(&id);
+        self.leader_mut(operator)?.sent.as_mut()?.stage = if listed { Stage::OnItsWay } else { Stage::Unlisted };
+        Some(())
+    }
+
+    fn put_on_list(&mut self, operator: usize) -> Option<()> {
+        let leader = self.leader(operator)?;
+        let (term, sent) = (leader.allocator.term().clone(), leader.sent.clone()?);
+        // The patch is at the resourceVersion at which the fence held the term.
+        if !self.store.holds(&term) {
+            self.leader_mut(operator)?.sent = None;
+            return self.settle(operator, sent.id, &SwapAnswer::FenceLost);
+        }
+        self.store.list.insert(sent.write.new.id());
+        self.leader_mut(operator)?.sent.as_mut()?.stage = Stage::OnItsWay;
+        Some(())
+    }
+
+    fn begin(&mut self, operator: usize, term: &TermId, config: &PoolConfig) {
+        let loaded = self.store.load();
+        self.took_over_a_half |= claims(&self.store).values().any(|(_, state)| *state == BlockState::Pending);
+        let mut allocator = Allocator::start(term.clone(), config.clone(), REST, &loaded, secs(0));
+        let carried = self.machines.iter().enumerate().filter(|(_, machine)| machine.exists());
+        let carried: Vec<Carried> = carried
+            .map(|(index, machine)| {
+                let blocks = machine.spec.iter().flatten();
+                let blocks =
+                    blocks.map(|at| CarriedBlock { at: *at, live: machine.using.contains(&Some(*at)) }).collect();
+                Carried { node: name(index), uid: Some(uid(index, machine.generation)), blocks }
+            })
+            .collect();
+        allocator.adopt(&carried);
+        let leader = Leader { allocator, sent: None, work: None, reload: false };
+        self.operators[operator] = Operator::Leading(Arc::new(leader));
+    }
+}
+
+impl Model for Cluster {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World {
+            store: Store::default(),
+            machines: (0..NODES.len())
+                .map(|index| Machine { generation: u8::from(index != LATECOMER), ..Machine::default() })
+                .collect(),
+            operators: vec![Operator::default(); OPERATORS],
+            terms: 0,
+            late: None,
+            budget: self.budget.clone(),
+            broken: false,
+            reused: false,
+            took_over_a_half: false,
+        }]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        for (index, machine) in world.machines.iter().enumerate() {
+            // Before anybody left there is no block for it.
+            let in_time = index != LATECOMER || world.budget.departures == 0;
+            if !machine.exists() && in_time {
+                actions.push(Action::Join(index));
+            }
+            if machine.exists() && index == WANDERER {
+                if world.budget.departures > 0 && machine.spec != Blocks::default() {
+                    actions.push(Action::Leave(index));
+                }
+                if machine.using != machine.usable() {
+                    actions.push(Action::Use(index));
+                }
+            }
+        }
+        for (index, operator) in world.operators.iter().enumerate() {
+            if *operator == Operator::Standby {
+                if world.budget.elections > 0 {
+                    actions.push(Action::TakeFence(index));
+                }
+                continue;
+            }
+            if world.budget.crashes > 0 {
+                actions.push(Action::Crash(index));
+            }
+            match operator {
+                Operator::Standby => {}
+                Operator::Fenced(_) => actions.push(Action::List(index)),
+                Operator::Stamping(_, cells) if cells.is_empty() => actions.push(Action::Begin(index)),
+                Operator::Stamping(..) => actions.push(Action::Stamp(index)),
+                Operator::Leading(leader) => {
+                    if let Some(step) = world.step_of(index) {
+                        actions.push(step);
+                        if matches!(step, Action::Deliver(_)) && world.budget.losses > 0 {
+                            actions.push(Action::LoseAnswer(index));
+                            if world.late.is_none() {
+                                actions.push(Action::LoseRequest(index));
+                            }
+                        }
+                    } else if leader.work.is_some() {
+                        actions.push(Action::Write(index));
+                    } else if world.next_work(index).is_some() {
+                        actions.push(Action::Read(index));
+                    } else if leader.reload {
+                        actions.push(Action::Reload(index));
+                    } else {
+                        actions.push(Action::Send(index));
+                    }
+                }
+            }
+        }
+        if world.late.is_some() {
+            actions.push(Action::DeliverLate);
+        }
+    }
+
+    fn next_state(&self, last: &World, action: Action) -> Option<World> {
+        let mut world = last.clone();
+        match action {
+            Action::Join(index) => world.machines[index].generation += 1,
+            Action::Leave(index) => {
+                world.budget.departures -= 1;
+                let machine = &mut world.machines[index];
+                machine.generation += 1;
+                (machine.spec, machine.confirmed, machine.using) = Default::default();
+            }
+            Action::Use(index) => world.machines[index].using = last.machines[index].usable(),
+            Action::TakeFence(index) => {
+                world.budget.elections -= 1;
+                world.terms += 1;
+                let term = TermId::from_random(world.terms, 0);
+                world.store.fence = Some(term.clone());
+                world.operators[index] = Operator::Fenced(term);
+            }
+            Action::List(index) => {
+                let Operator::Fenced(term) = &last.operators[index] else { return None };
+                let cells = last.store.cells.iter().map(|(id, (version, _))| (*id, *version)).collect();
+                world.operators[index] = Operator::Stamping(term.clone(), cells);
+            }
+            Action::Stamp(index) => {
+                let Operator::Stamping(term, cells) = &mut world.operators[index] else { return None };
+                let (id, expected) = *cells.first()?;
+                let stored = world.store.cells.get_mut(&id)?;
+                if stored.0 == expected {
+                    world.store.revision += 1;
+                    stored.0 = Version(world.store.revision);
+                    cells.remove(0);
+                } else if world.store.fence.as_ref() == Some(term) {
+                    // A former leader wrote: read again.
+                    cells[0].1 = stored.0;
+                } else {
+                    world.operators[index] = Operator::Standby;
+                }
+            }
+            Action::Begin(index) => {
+                let Operator::Stamping(term, _) = &last.operators[index] else { return None };
+                if last.store.holds(term) {
+                    world.begin(index, term, &self.config);
+                } else {
+                    world.operators[index] = Operator::Standby;
+                }
+            }
+            Action::Send(index) => {
+                let (allocator, sent) = last.plan(index)?;
+                let leader = world.leader_mut(index)?;
+                (leader.allocator, leader.sent) = (allocator, Some(sent));
+            }
+            Action::Check(index) => world.look_at_fence(index)?,
+            Action::PutOnList(index) => world.put_on_list(index)?,
+            Action::Deliver(index) => {
+                let sent = world.leader_mut(index)?.sent.take()?;
+                let answer = world.deliver(&sent.write);
+                world.settle(index, sent.id, &answer)?;
+            }
+            Action::LoseAnswer(index) | Action::LoseRequest(index) => {
+                world.budget.losses -= 1;
+                let sent = world.leader_mut(index)?.sent.take()?;
+                world.settle(index, sent.id, &SwapAnswer::Unknown("lost".into()))?;
+                if matches!(action, Action::LoseAnswer(_)) {
+                    let _answer = world.deliver(&sent.write);
+                } else {
+                    world.late = Some(sent.write);
+                }
+            }
+            Action::Reload(index) => {
+                let leader = world.leader_mut(index)?;
+                leader.reload = false;
+                if leader.allocator.reload(&last.store.load(), secs(0)).next == Next::EndTerm {
+                    world.operators[index] = Operator::Standby;
+                }
+            }
+            Action::DeliverLate => {
+                let write = world.late.take()?;
+                let _answer = world.deliver(&write);
+            }
+            Action::Read(index) => {
+                if last.store.holds(last.leader(index)?.allocator.term()) {
+                    world.leader_mut(index)?.work = Some(last.next_work(index)?);
+                } else {
+                    world.operators[index] = Operator::Standby;
+                }
+            }
+            Action::Write(index) => world.write(index)?,
+            Action::Crash(index) => {
+                world.budget.crashes -= 1;
+                // What was sent may be on its way still.
+                if let Some(sent) = world.leader_mut(index).and_then(|leader| leader.sent.take())
+                    && sent.stage == Stage::OnItsWay
+                    && world.late.is_none()
+                {
+                    world.late = Some(sent.write);
+                }
+                world.operators[index] = Operator::Standby;
+            }
+        }
+        if world == *last {
+            return None;
+        }
+        world.reused |= claims(&world.store).len() < claims(&last.store).len();
+        Some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("no block has two owners", |_, world: &World| {
+                let claims = claims(&world.store);
+                (0..NODES.len()).all(|index| {
+                    let machine = &world.machines[index];
+                    [machine.spec, machine.confirmed, machine.using].into_iter().flatten().flatten().all(|at| {
+                        let claimed = claims.get(&at).is_some_and(|(owner, _)| *owner == name(index));
+                        claimed && !(0..NODES.len()).any(|other| other != index && world.is_named(other, at))
+                    })
+                })
+            }),
+            Property::always("what is confirmed or in use is claimed for use", |_, world: &World| {
+                let claims = claims(&world.store);
+                world.machines.iter().all(|machine| {
+                    [machine.confirmed, machine.using]
+                        .into_iter()
+                        .flatten()
+                        .flatten()
+                        .all(|at| claims.get(&at).is_some_and(|(_, state)| state.is_usable()))
+                })
+            }),
+            Property::always("both families or none", |_, world: &World| {
+                world.machines.iter().all(|machine| machine.using[0].is_some() == machine.using[1].is_some())
+            }),
+            Property::always("quarantine comes before another owner", |_, world: &World| !world.broken),
+            Property::always("the ledger's blocks are disjoint", |_, world: &World| {
+                let claims: Vec<PodCidr> = claims(&world.store).into_keys().collect();
+                claims.windows(2).all(|pair| !pair[0].overlaps(&pair[1]))
+            }),
+            Property::sometimes("two nodes use blocks", |_, world: &World| {
+                world.machines.iter().filter(|machine| machine.using[0].is_some()).count() == 2
+            }),
+            Property::sometimes("a block is free again", |cluster: &Self, world: &World| {
+                world.reused || cluster.budget.departures == 0
+            }),
+            Property::sometimes("two operators lead", |_, world: &World| {
+                world.operators.iter().all(|operator| matches!(operator, Operator::Leading(_)))
+            }),
+            Property::sometimes("a leader takes over a half", |_, world: &World| world.took_over_a_half),
+            Property::sometimes("a write comes late", |cluster: &Self, world: &World| {
+                cluster.budget.losses + cluster.budget.crashes == 0 || world.late.is_some()
+            }),
+        ]
+    }
+}
+
+fn explore(budget: Budget) {
+    let config = dual(&["10.0.0.0/29"], 30, &["fd00::/125"], 126);
+    let checker =
+        Cluster { config, budget }.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    checker.assert_properties();
+}
+
+#[test]
+fn a_crash_after_any_step() {
+    explore(Budget { elections: 2, crashes: 1, losses: 0, departures: 1 });
+}
+
+#[test]
+fn a_lost_answer_to_any_write() {
+    explore(Budget { elections: 2, crashes: 0, losses: 1, departures: 0 });
+}
