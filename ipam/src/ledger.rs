@@ -98,7 +98,8 @@ pub enum LedgerError {
     /// The claims are kept in another store: this one grants nothing.
     #[error(
         "the active store of claims is {active}, and this operator is configured for {configured}; set kvstore to {} in \
-         the configuration of operator and agents, which keeps every claim", kvstore_value(active)
+         the configuration of operator and agents, which keeps every claim",
+        kvstore_value(active)
     )]
     NotActive {
         /// `spec.store` of the Ledger.

@@ -1,6 +1,7 @@
 //! The promise that nothing may break: no block has two owners, no block in use is free, quarantine is kept.
 //!
-//! [`BlockSafety`] looks at the stores themselves: the ledger's cells, the CiliumNodes, the node records. What it
+//! [`BlockSafety`] looks at the stores themselves: the ledger's cells, in etcd or in custom resources, the CiliumNodes, the
+//! node records. What it
 //! finds must hold after every single change, whoever made it.
 
 use std::{
@@ -18,7 +19,10 @@ use basal_kvstore::{
     kv::Revision,
     ledger::{LedgerKey, LedgerKeys},
 };
-use basal_objects::object::resources;
+use basal_objects::{
+    ledger::read_cell,
+    object::{Object, resources},
+};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -33,6 +37,8 @@ pub enum Source {
     Spec,
     /// A node record in etcd.
     Record,
+    /// `status.ipam.pod-cidrs` of a CiliumNode, by which agents without etcd know that they may use a block.
+    Confirmation,
 }
 
 impl fmt::Display for Source {
@@ -41,6 +47,7 @@ impl fmt::Display for Source {
             Self::Claim(state) => write!(f, "the ledger ({})", state.as_str()),
             Self::Spec => f.write_str("its CiliumNode"),
             Self::Record => f.write_str("its node record"),
+            Self::Confirmation => f.write_str("the confirmation in its CiliumNode"),
         }
     }
 }
@@ -68,6 +75,9 @@ pub enum Breach {
     /// A claim went while the block was still in use.
     #[error("{} is free in the ledger, and {}'s by {}", .0.block, .0.node, .0.source)]
     FreeInUse(Holding),
+    /// A block is confirmed to a node that has no claim to use it.
+    #[error("{} is confirmed to {}, which has no claim to use it", .0.block, .0.node)]
+    ConfirmedWithoutClaim(Holding),
     /// A claim went, or passed to another node, without quarantine.
     #[error("{block} left {node} without quarantine")]
     NoQuarantine {
@@ -131,6 +141,7 @@ pub struct BlockSafety {
     claims: BTreeMap<PodCidr, Claim>,
     /// What was in use under a claim of its own when last looked at.
     covered: BTreeSet<(PodCidr, String)>,
+    cluster: String,
     cells: Parsed<Result<Cell, CellError>>,
     specs: Parsed<Vec<Holding>>,
     records: Parsed<Vec<Holding>>,
@@ -142,6 +153,7 @@ impl BlockSafety {
     pub fn new(cluster: &str, quarantine: Duration) -> Self {
         Self {
             keys: LedgerKeys::new(cluster),
+            cluster: cluster.to_owned(),
             quarantine,
             claims: BTreeMap::new(),
             covered: BTreeSet::new(),
@@ -153,8 +165,7 @@ impl BlockSafety {
 
     /// Forgets the last look, for a scenario that puts an older state back on purpose.
     pub fn forget(&mut self) {
-        let keys = self.keys.clone();
-        *self = Self { keys, ..Self::new("", self.quarantine) };
+        *self = Self::new(&self.cluster, self.quarantine);
     }
 
     /// Looks.
@@ -176,6 +187,7 @@ impl BlockSafety {
             .collect();
         one_owner(claimed.iter().chain(uses.iter().copied()).collect())?;
         self.check_frees(&claims, &uses)?;
+        check_confirmations(&claims, &uses)?;
         self.check_quarantine(&claims)?;
         let covers = |holding: &&&Holding| {
             claims.get(&holding.block).is_some_and(|claim| claim.block.node.as_str() == holding.node)
@@ -190,6 +202,14 @@ impl BlockSafety {
         kv.visit(self.keys.prefix(), |key, revision, value| {
             if let Some(LedgerKey::Cell(id)) = self.keys.parse(key) {
                 cells.keep(&self.cells, key, revision, || Cell::from_json(id, value));
+            }
+        });
+        objects.visit(&resources::POD_CIDR_CELL, |key, revision, value| {
+            if value.pointer("/spec/cluster").and_then(Value::as_str) == Some(self.cluster.as_str()) {
+                cells.keep(&self.cells, key, revision, || {
+                    let missing = || Err(CellError::Unreadable("no cell".to_owned()));
+                    read_cell(&self.cluster, &Object(value.clone())).unwrap_or_else(missing)
+                });
             }
         });
         kv.visit(NODES_PREFIX, |key, revision, value| {
@@ -240,12 +260,26 @@ impl BlockSafety {
     }
 }
 
+/// Whether the ledger holds what agents are told that it holds.
+fn check_confirmations(claims: &BTreeMap<PodCidr, Claim>, uses: &[&Holding]) -> Result<(), Breach> {
+    let claimed = |holding: &Holding| {
+        let claim = claims.get(&holding.block);
+        claim.is_some_and(|claim| claim.block.node.as_str() == holding.node && claim.block.state.is_usable())
+    };
+    let confirmed = uses.iter().filter(|holding| holding.source == Source::Confirmation);
+    let wrong = confirmed.copied().find(|holding| !claimed(holding));
+    wrong.map_or(Ok(()), |holding| Err(Breach::ConfirmedWithoutClaim(holding.clone())))
+}
+
 /// What a CiliumNode says. What does not parse holds nothing: nobody can use it.
 fn spec_holdings(object: &Value) -> Vec<Holding> {
     let node = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let list = object.pointer("/spec/ipam/podCIDRs").and_then(Value::as_array);
     let texts = list.into_iter().flatten().filter_map(Value::as_str);
-    texts.filter_map(|text| holding(text, node, Source::Spec)).collect()
+    let listed = texts.filter_map(|text| holding(text, node, Source::Spec));
+    let confirmed = object.pointer("/status/ipam/pod-cidrs").and_then(Value::as_object).into_iter().flatten();
+    let confirmed = confirmed.filter(|(_, entry)| entry.get("status").and_then(Value::as_str) == Some("in-use"));
+    listed.chain(confirmed.filter_map(|(text, _)| holding(text, node, Source::Confirmation))).collect()
 }
 
 /// What a node record says, likewise.
@@ -285,10 +319,7 @@ mod tests {
     use basal_crds::names::{ClusterId, ClusterName};
     use basal_ipam::{cell::CellId, names::NodeName};
     use basal_kvstore::kv::{Keys, Kv as _, Op, Txn};
-    use basal_objects::{
-        object::{Object, ObjectKey},
-        port::Objects as _,
-    };
+    use basal_objects::{object::ObjectKey, port::Objects as _};
     use basal_runtime::{env::SeededEnv, outcome::Outcome};
     use serde_json::json;
 

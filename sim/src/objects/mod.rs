@@ -366,13 +366,18 @@ impl Objects for ModelObjects {
 #[cfg(test)]
 mod tests {
     use basal_crds::{directory::Directory, names::Cluster};
-    use basal_objects::directory::{DirectoryConfig, ObjectDirectory};
+    use basal_ipam::ledger::Ledger;
+    use basal_objects::{
+        directory::{DirectoryConfig, ObjectDirectory},
+        ledger::ObjectLedger,
+    };
     use basal_runtime::env::SeededEnv;
 
     use super::*;
     use crate::conformance::{
         self,
         directory::{self, DirectoryFixture, NODE_IP, OTHER_NODE_IP, ObjectsAdmin},
+        ledger::LedgerFixture,
         objects::{ObjectsFixture, prepare},
     };
 
@@ -401,6 +406,22 @@ mod tests {
             };
             let admin = Arc::new(ObjectsAdmin(Arc::clone(&model)));
             DirectoryFixture::new(open(NODE_IP), open(OTHER_NODE_IP), admin, number).await
+        })
+        .await;
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_ledger_in_custom_resources_passes_its_suite_on_the_model() {
+        let model = ModelObjects::new(Arc::new(SeededEnv::new(1)));
+        model.define(&resources::LEDGER, true).unwrap();
+        model.define(&resources::POD_CIDR_CELL, false).unwrap();
+        let mut number = 0;
+        let broken = conformance::run_all(&conformance::ledger::cases(), async |_| {
+            number += 1;
+            let cluster = format!("c{number}");
+            let ledger = || -> Arc<dyn Ledger> { Arc::new(ObjectLedger::new(Arc::new(model.clone()), &cluster)) };
+            Ok(LedgerFixture::new(ledger(), ledger()))
         })
         .await;
         assert!(broken.is_empty(), "{broken:#?}");
