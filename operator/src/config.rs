@@ -121,7 +121,7 @@ pub struct ElectionFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Garbage collection")]
 pub struct CollectionFlags {
-    /// Pause between two rounds over the identities in etcd; one that is unused in two rounds goes. 0 turns it off
+    /// Pause between two rounds over the identities; one that is unused in two rounds goes. 0 turns it off
     #[arg(long, default_value = "15m")]
     pub identity_gc_interval: GoDuration,
 
@@ -136,6 +136,10 @@ pub struct CollectionFlags {
     /// Collect no CiliumEndpoints
     #[arg(long)]
     pub disable_endpoint_crd: bool,
+
+    /// How long an identity stays without a sign of life, where identities are custom resources
+    #[arg(long, default_value = "30m")]
+    pub identity_heartbeat_timeout: GoDuration,
 }
 
 /// What the operator serves.
@@ -161,9 +165,6 @@ pub enum CheckError {
     /// The cluster, or the way to etcd.
     #[error(transparent)]
     Flags(#[from] FlagsError),
-    /// No etcd.
-    #[error("kvstore: the operator keeps its ledger in etcd; set it to \"etcd\" and kvstore-opt to etcd.config=FILE")]
-    NoEtcd,
     /// The pool.
     #[error(transparent)]
     Pool(#[from] PoolConfigError),
@@ -195,24 +196,20 @@ impl OperatorConfig {
     pub fn check(&self) -> Result<(), CheckError> {
         self.cluster.cluster()?;
         self.pool()?;
-        self.etcd()?;
+        self.etcd.settings()?;
         self.leadership(String::new()).check().map_err(CheckError::Election)
-    }
-
-    /// The way to etcd.
-    ///
-    /// # Errors
-    /// A key that does not fit, or none that leads there.
-    pub fn etcd(&self) -> Result<EtcdSettings, CheckError> {
-        self.etcd.settings()?.ok_or(CheckError::NoEtcd)
     }
 
     /// What is kept up beside nodes.
     #[must_use]
-    pub fn duties(&self, etcd: &EtcdSettings) -> DutySettings {
+    pub fn duties(&self, etcd: Option<&EtcdSettings>) -> DutySettings {
         let gc = &self.collection;
-        let endpoint_gc = every(&gc.cilium_endpoint_gc_interval).filter(|_| !gc.disable_endpoint_crd);
-        DutySettings { leases: etcd.leases, identity_gc: every(&gc.identity_gc_interval), endpoint_gc }
+        DutySettings {
+            leases: etcd.map(|etcd| etcd.leases).unwrap_or_default(),
+            identity_gc: every(&gc.identity_gc_interval),
+            identity_heartbeat: gc.identity_heartbeat_timeout.0,
+            endpoint_gc: every(&gc.cilium_endpoint_gc_interval).filter(|_| !gc.disable_endpoint_crd),
+        }
     }
 
     /// How long a CiliumNode that never had a Node stays; `None` is for ever.

@@ -9,6 +9,7 @@ use basal_crds::{
 };
 use basal_kvstore::{
     identity_gc::{GcReport, IdentityGc},
+    kv::Kv,
     leases::LeaseRules,
     lock::Locks,
     records::{enforce_cluster_config, heartbeat},
@@ -32,11 +33,18 @@ pub struct DutySettings {
     pub identity_gc: Option<Duration>,
     /// Pause between two rounds of CiliumEndpoint collection; `None` turns it off.
     pub endpoint_gc: Option<Duration>,
+    /// How long an identity among custom resources stays without a sign of life.
+    pub identity_heartbeat: Duration,
 }
 
-/// Starts them; they end when their handles are aborted.
-pub(crate) fn start(ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
-    let session = Session::start(Arc::clone(&ports.env), Arc::clone(&ports.kv), settings.leases);
+/// Starts those in etcd; they end when their handles are aborted.
+pub(crate) fn start(
+    ports: &Ports,
+    kv: Arc<dyn Kv>,
+    settings: DutySettings,
+    metrics: &OperatorMetrics,
+) -> Vec<TaskHandle> {
+    let session = Session::start(Arc::clone(&ports.env), Arc::clone(&kv), settings.leases);
     let config = ClusterConfig {
         id: ports.cluster.id(),
         capabilities: Capabilities { max_connected_clusters: 255, ..Capabilities::default() },
@@ -47,14 +55,21 @@ pub(crate) fn start(ports: &Ports, settings: DutySettings, metrics: &OperatorMet
         ports.env.spawn("cluster-config", Box::pin(enforce_cluster_config(session.clone(), name, config))),
     ];
     if let Some(interval) = settings.identity_gc {
-        let gc = IdentityGc::new(Arc::clone(&ports.kv), Locks::new(session), IdentityRange::of(ports.cluster.id()));
+        let gc = IdentityGc::new(kv, Locks::new(session), IdentityRange::of(ports.cluster.id()));
         tasks.push(ports.env.spawn("identity-gc", Box::pin(collect(gc, interval, metrics.clone()))));
     }
-    if let Some(interval) = settings.endpoint_gc {
-        let gc = EndpointGc::new(Arc::clone(&ports.objects));
-        tasks.push(ports.env.spawn("endpoint-gc", Box::pin(collect_endpoints(gc, interval, metrics.clone()))));
-    }
     tasks
+}
+
+/// Starts the collection of CiliumEndpoints, which are objects whatever the store of claims is.
+pub(crate) fn collect_endpoints(
+    ports: &Ports,
+    settings: DutySettings,
+    metrics: &OperatorMetrics,
+) -> Option<TaskHandle> {
+    let gc = EndpointGc::new(Arc::clone(&ports.objects));
+    let rounds = |interval| Box::pin(endpoint_rounds(gc, interval, metrics.clone()));
+    settings.endpoint_gc.map(|interval| ports.env.spawn("endpoint-gc", rounds(interval)))
 }
 
 async fn collect(mut gc: IdentityGc, interval: Duration, metrics: OperatorMetrics) {
@@ -67,17 +82,17 @@ async fn collect(mut gc: IdentityGc, interval: Duration, metrics: OperatorMetric
                 if !invalid.is_empty() {
                     warn!(keys = invalid.join(", "), "keys among the identities that are none; they are left alone");
                 }
-                metrics.collected(Some(&report));
+                metrics.collected("kvstore", Some((report.alive, report.deleted)));
             }
             Err(error) => {
                 warn!(%error, "identity collection failed");
-                metrics.collected(None);
+                metrics.collected("kvstore", None);
             }
         }
     }
 }
 
-async fn collect_endpoints(gc: EndpointGc, interval: Duration, metrics: OperatorMetrics) {
+async fn endpoint_rounds(gc: EndpointGc, interval: Duration, metrics: OperatorMetrics) {
     loop {
         tokio::time::sleep(interval).await;
         match gc.round().await {

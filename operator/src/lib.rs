@@ -1,4 +1,4 @@
-//! The operator: the only writer of allocations and of node records.
+//! The operator: the only writer of allocations, of node records, and of what nodes may use of their blocks.
 //!
 //! It promises that a block has one owner, whatever crashes, pauses or leads beside it: a claim stands in the ledger,
 //! under the fence of the leader's term, before anybody hears of the block; and it is given back only after reads at
@@ -7,10 +7,12 @@
 pub mod config;
 pub mod duties;
 pub mod endpoint_gc;
+pub mod ledger_state;
 pub mod measured;
 pub mod metrics;
 pub mod node;
 pub mod ports;
 pub mod process;
 pub mod run;
+pub mod store;
 pub mod term;

@@ -6,7 +6,6 @@ use std::{
 };
 
 use basal_ipam::cell::BlockState;
-use basal_kvstore::identity_gc::GcReport;
 use basal_runtime::{metrics::Metrics, sync::lock};
 use prometheus_client::{
     collector::Collector,
@@ -42,6 +41,7 @@ pub struct OperatorMetrics {
     refusals: Family<ByReason, Counter>,
     conflicts: Counter,
     swaps: Family<ByReason, Counter>,
+    condemned: Gauge,
     gc_runs: Family<ByOutcome, Counter>,
     gc_entries: Family<ByOutcome, Gauge>,
     blocks: Blocks,
@@ -57,7 +57,11 @@ impl OperatorMetrics {
         registry.register(|r| {
             r.register("leader", "1 while this replica leads", metrics.leader.clone());
             r.register("ipam_grants", "Nodes whose blocks were written into their CiliumNode", metrics.grants.clone());
-            r.register("node_records_written", "Node records written to etcd", metrics.published.clone());
+            r.register(
+                "node_records_written",
+                "Node records written to etcd, without etcd confirmations in CiliumNodes",
+                metrics.published.clone(),
+            );
             r.register("ipam_refusals", "Looks at a node that ended in a refusal, by reason", metrics.refusals.clone());
             r.register(
                 "ledger_conflicts",
@@ -65,6 +69,11 @@ impl OperatorMetrics {
                 metrics.conflicts.clone(),
             );
             r.register("ledger_swaps", "Batches written to the ledger, by outcome", metrics.swaps.clone());
+            r.register(
+                "ledger_cells_deleting",
+                "PodCIDRCells that somebody wants to delete and that their finalizer holds",
+                metrics.condemned.clone(),
+            );
             r.register("identity_gc_runs", "Rounds of identity collection, by outcome", metrics.gc_runs.clone());
             r.register("identity_gc_entries", "Identities in the last round, by outcome", metrics.gc_entries.clone());
             r.register_collector(Box::new(metrics.blocks.clone()));
@@ -104,14 +113,19 @@ impl OperatorMetrics {
         }
     }
 
-    /// A round of identity collection ended; `None` when it failed.
-    pub fn collected(&self, report: Option<&GcReport>) {
-        let of = |outcome| ByOutcome { outcome, identity_type: "kvstore" };
-        self.gc_runs.get_or_create(&of(if report.is_some() { "success" } else { "fail" })).inc();
-        if let Some(report) = report {
+    /// So many cells of the ledger wait for their finalizer.
+    pub fn set_condemned(&self, cells: usize) {
+        self.condemned.set(i64::try_from(cells).unwrap_or(i64::MAX));
+    }
+
+    /// A round of identity collection ended, and so many identities stayed and went; `None` when it failed.
+    pub fn collected(&self, identity_type: &'static str, entries: Option<(usize, usize)>) {
+        let of = |outcome| ByOutcome { outcome, identity_type };
+        self.gc_runs.get_or_create(&of(if entries.is_some() { "success" } else { "fail" })).inc();
+        if let Some((alive, deleted)) = entries {
             let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            self.gc_entries.get_or_create(&of("alive")).set(count(report.alive));
-            self.gc_entries.get_or_create(&of("deleted")).set(count(report.deleted));
+            self.gc_entries.get_or_create(&of("alive")).set(count(alive));
+            self.gc_entries.get_or_create(&of("deleted")).set(count(deleted));
         }
     }
 

@@ -22,5 +22,6 @@ pub use drift::Drift;
 pub use endpoints::{UnreadableEndpoint, UnreadableEndpoints};
 pub use error::NodeError;
 pub use facts::{CiliumNodeFacts, NodeFacts};
+pub use plan::Site;
 pub use records::Records;
 pub use report::Reporter;

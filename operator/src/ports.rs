@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use basal_crds::names::Cluster;
 use basal_ipam::ledger::Ledger;
-use basal_kvstore::{
-    kv::Kv,
-    ledger::{EtcdLedger, LedgerKeys},
-    records::NodeRecords,
+use basal_kvstore::kv::Kv;
+use basal_objects::{
+    leadership::{LeaderWrites, Leadership, TermId},
+    port::Objects,
 };
-use basal_objects::port::Objects;
 use basal_runtime::env::SharedEnv;
+use tokio::sync::watch;
+
+use crate::store::{CustomResources, Etcd, Store};
 
 /// The ports of one operator process, and whose cluster it works for.
 #[derive(Clone)]
@@ -19,28 +21,39 @@ pub struct Ports {
     pub env: SharedEnv,
     /// The API server.
     pub objects: Arc<dyn Objects>,
-    /// etcd.
-    pub kv: Arc<dyn Kv>,
-    /// The ledger in that etcd.
+    /// The store of claims, with what is published beside CiliumNodes.
+    pub store: Arc<dyn Store>,
+    /// The ledger in that store.
     pub ledger: Arc<dyn Ledger>,
-    /// Where the ledger lies, for conditions of other writes.
-    pub ledger_keys: LedgerKeys,
     /// The cluster.
     pub cluster: Cluster,
 }
 
 impl Ports {
-    /// Ports with the ledger in etcd.
+    /// Ports with claims and records in etcd.
     #[must_use]
     pub fn new(env: SharedEnv, objects: Arc<dyn Objects>, kv: Arc<dyn Kv>, cluster: Cluster) -> Self {
-        let ledger = EtcdLedger::new(Arc::clone(&kv), cluster.name().as_str());
-        let ledger_keys = ledger.keys().clone();
-        Self { env, objects, kv, ledger: Arc::new(ledger), ledger_keys, cluster }
+        let store = Etcd::new(kv, cluster.name().clone());
+        Self::over(env, objects, Arc::new(store), cluster)
     }
 
-    /// The node records in that etcd.
+    /// Ports with claims in custom resources.
     #[must_use]
-    pub fn records(&self) -> NodeRecords {
-        NodeRecords::new(Arc::clone(&self.kv), self.ledger_keys.clone(), self.cluster.name().clone())
+    pub fn without_etcd(env: SharedEnv, objects: Arc<dyn Objects>, cluster: Cluster) -> Self {
+        let store = CustomResources::new(cluster.name().clone());
+        Self::over(env, objects, Arc::new(store), cluster)
+    }
+
+    fn over(env: SharedEnv, objects: Arc<dyn Objects>, store: Arc<dyn Store>, cluster: Cluster) -> Self {
+        let ledger = store.ledger(&objects);
+        Self { env, objects, store, ledger, cluster }
+    }
+
+    /// The ports of a leader: they write only while the term lasts.
+    #[must_use]
+    pub fn during(&self, leadership: &watch::Receiver<Leadership>, term: TermId) -> Self {
+        let objects = Arc::new(LeaderWrites::new(Arc::clone(&self.objects), leadership.clone(), term));
+        let store = self.store.during(leadership, term);
+        Self::over(Arc::clone(&self.env), objects, store, self.cluster.clone())
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use basal_kvstore::{
     etcd::{EtcdKv, Limits},
+    flags::EtcdSettings,
     kv::Kv,
 };
 use basal_objects::{
@@ -47,7 +48,7 @@ pub async fn main() -> anyhow::Result<()> {
     let config = loaded.config;
     logging::init(&config.log)?;
     config.check()?;
-    let etcd = config.etcd()?;
+    let etcd = config.etcd.settings()?;
     let effective = serde_json::to_value(&loaded.effective).context("the configuration cannot be shown")?;
     info!(config = %effective, "effective configuration");
     if !loaded.unknown.is_empty() {
@@ -77,13 +78,19 @@ pub async fn main() -> anyhow::Result<()> {
         quarantine: config.pool.cluster_pool_quarantine.0,
         election: config.leadership(identity(&host.to_string_lossy(), env.as_ref())),
         node_gc: config.node_gc(),
-        duties: config.duties(&etcd),
+        duties: config.duties(etcd.as_ref()),
         definitions: definitions(&config),
     };
     let (objects, lease) = connect(&config, &env, &durations).await?;
-    let kvstore = &etcd.options;
-    let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &kvstore.load_waiting().await?, Limits::from(kvstore)).await?);
-    let ports = Ports::new(env, objects, Arc::new(Measured::new(kv, &durations)), config.cluster.cluster()?);
+    let cluster = config.cluster.cluster()?;
+    let ports = match &etcd {
+        None => Ports::without_etcd(env, objects, cluster),
+        Some(EtcdSettings { options, .. }) => {
+            let etcd = EtcdKv::new(&env, &options.load_waiting().await?, Limits::from(options)).await?;
+            let kv: Arc<dyn Kv> = Arc::new(etcd);
+            Ports::new(env, objects, Arc::new(Measured::new(kv, &durations)), cluster)
+        }
+    };
 
     let operator = Operator::new(ports, lease, settings, operator_metrics, controllers, readiness);
     let run = operator.run(shutdown.drain.clone());

@@ -2,16 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use basal_crds::kvstore::keys;
-use basal_ipam::{config::PoolConfig, names::NodeName};
-use basal_kvstore::list_watch::{ListWatch, list_watch};
+use basal_ipam::{config::PoolConfig, ledger::LedgerError, names::NodeName};
 use basal_objects::{
     cache::{Cache, Changes},
     crd_install,
     events::{self, EventRecorder},
-    leadership::{Elector, LeaderWrites, Leadership, LeadershipOptions, Term, TermId},
+    leadership::{Elector, Leadership, LeadershipOptions, Term, TermId},
+    ledger,
     object::{Object, resources},
-    port::{Objects, Scope},
+    port::{Objects, ReadError, Scope},
 };
 use basal_runtime::{
     backoff::{Backoff, Failures},
@@ -22,19 +21,18 @@ use basal_runtime::{
     readiness::{Guard, Readiness},
     sync::lock,
 };
-use futures::{FutureExt as _, StreamExt as _, pin_mut, select_biased};
+use futures::{FutureExt as _, pin_mut, select_biased};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     duties::{self, DutySettings},
+    ledger_state,
     metrics::OperatorMetrics,
-    node::{
-        CiliumNodeFacts, Dangling, NodeController, NodeFacts, Records, Reporter, Views, drift::FullPass, shared_address,
-    },
+    node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Reporter, Views, drift::FullPass, shared_address},
     ports::Ports,
-    term::{self, Begun, kv::TermKv},
+    term::{self, BeginError, Begun},
 };
 
 /// How often every node is looked at, and the servers are compared with what watches told.
@@ -132,7 +130,7 @@ impl Operator {
 
     /// Keeps the views that a leader needs, also while another one leads.
     fn follow(&self, tasks: &mut Tasks) -> Views {
-        let Ports { env, objects, kv, cluster, .. } = &self.ports;
+        let Ports { env, objects, store, .. } = &self.ports;
         let all = Scope::default();
         let guard = |name| self.readiness.guard(name);
         let (nodes, task) = Cache::follow(
@@ -153,42 +151,46 @@ impl Operator {
             guard("cache of CiliumNodes"),
         );
         tasks.0.push(task);
-        let (records, prefix) = (Records::default(), keys::nodes_of(cluster.name()));
-        let (follower, ready) = (records.clone(), guard("node records in etcd"));
-        let mut updates = list_watch(Arc::clone(env), Arc::clone(kv), ListWatch::new(prefix.clone()));
-        tasks.0.push(env.spawn(
-            "node-records",
-            Box::pin(async move {
-                ready.not_ready("not listed yet");
-                while let Some(update) = updates.next().await {
-                    follower.apply(&prefix, update);
-                    if follower.synced() {
-                        ready.ready();
-                    }
-                }
-            }),
-        ));
+        let (records, task) = store.follow(env, &self.readiness);
+        tasks.0.extend(task);
         Views { nodes, cilium_nodes, records }
     }
 
-    /// Looks again and again whether API server and etcd can be used: a replica that cannot work must not look ready, or
-    /// a rolling update takes the last one away that can.
-    fn probe(&self) -> [TaskHandle; 2] {
-        let (lease, key) = (Arc::clone(&self.ports.objects), self.settings.election.lease.clone());
-        let api = Probe { env: Arc::clone(&self.ports.env), guard: self.readiness.guard("API server") };
-        let kv = Arc::clone(&self.ports.kv);
-        let etcd = Probe { env: Arc::clone(&self.ports.env), guard: self.readiness.guard("etcd") };
-        [
-            api.start("probe-api-server", move || {
-                let (lease, key) = (Arc::clone(&lease), key.clone());
-                async move { lease.get(resources::LEASE, &key).await.map(drop).map_err(|error| error.to_string()) }
-            }),
-            etcd.start("probe-etcd", move || {
-                let kv = Arc::clone(&kv);
-                let range = basal_kvstore::kv::Range::one(keys::HEARTBEAT);
-                async move { kv.range(range).await.map(drop).map_err(|error| error.to_string()) }
-            }),
-        ]
+    /// Looks again and again whether the servers can be used, and whether claims are kept where this operator keeps them:
+    /// a replica that cannot work must not look ready, or a rolling update takes the last one away that can.
+    fn probe(&self) -> Vec<TaskHandle> {
+        let probe = |name| Probe { env: Arc::clone(&self.ports.env), guard: self.readiness.guard(name) };
+        let (objects, store) = (Arc::clone(&self.ports.objects), self.ports.store.kind());
+        let key = ledger::key(self.ports.cluster.name().as_str());
+        let active = Arc::new(self.readiness.guard("store of claims"));
+        let mut tasks = vec![probe("API server").start("probe-api-server", move || {
+            let (objects, key, active) = (Arc::clone(&objects), key.clone(), Arc::clone(&active));
+            async move {
+                let found = match objects.get(resources::LEDGER, &key).await {
+                    // The first leader makes the kind.
+                    Err(ReadError::UnknownKind(_)) => None,
+                    other => other.map_err(|error| error.to_string())?,
+                };
+                match ledger::check(found.as_ref(), store) {
+                    Ok(()) => active.ready(),
+                    Err(error) => active.not_ready(error.to_string()),
+                }
+                Ok(())
+            }
+        })];
+        let store = Arc::clone(&self.ports.store);
+        if let Some((name, _)) = store.probe() {
+            tasks.push(probe(name).start("probe-store", move || {
+                let look = store.probe();
+                async move {
+                    match look {
+                        Some((_, look)) => look.await,
+                        None => Ok(()),
+                    }
+                }
+            }));
+        }
+        tasks
     }
 
     /// Waits for terms and works in them, until one ends that must not be taken up again or `stop`.
@@ -224,7 +226,7 @@ impl Operator {
     ) -> Result<(), TermEnded> {
         let leadership = elector.leadership();
         let over = CancellationToken::new();
-        let ports = self.ports_of(&leadership, term.id);
+        let ports = self.ports.during(&leadership, term.id);
         let work = self.work(ports, elector, views, over.clone()).fuse();
         let (lost, stopped) = (lost(leadership, term.id).fuse(), stop.cancelled().fuse());
         pin_mut!(work, lost, stopped);
@@ -238,14 +240,6 @@ impl Operator {
         work.await
     }
 
-    /// The ports of a leader: writes only while the term lasts.
-    fn ports_of(&self, leadership: &watch::Receiver<Leadership>, term: TermId) -> Ports {
-        let Ports { env, objects, kv, cluster, .. } = self.ports.clone();
-        let objects = Arc::new(LeaderWrites::new(objects, leadership.clone(), term));
-        let kv = Arc::new(TermKv::new(kv, leadership.clone(), term));
-        Ports::new(env, objects, kv, cluster)
-    }
-
     async fn work(
         &self,
         ports: Ports,
@@ -253,13 +247,13 @@ impl Operator {
         views: &Views,
         over: CancellationToken,
     ) -> Result<(), TermEnded> {
-        let Some(begun) = self.begin(&ports, elector, &over).await else { return Ok(()) };
         let mut tasks = Tasks::default();
         let reporter =
             events::Reporter { controller: "basal-operator", instance: self.settings.election.identity.clone() };
         let (recorder, events) = EventRecorder::start(Arc::clone(&ports.objects), &ports.env, reporter);
         tasks.0.push(events);
-        let reporter = Reporter::new(recorder, self.metrics.clone());
+        let Some(begun) = self.begin(&ports, elector, &recorder, &over).await else { return Ok(()) };
+        let reporter = Reporter::new(recorder.clone(), self.metrics.clone());
         views.nodes.wait_synced().await;
         views.cilium_nodes.wait_synced().await;
         views.records.wait_synced().await;
@@ -267,7 +261,8 @@ impl Operator {
             reporter.lost(views, loss);
         }
         self.metrics.show(&begun.core);
-        tasks.0.extend(duties::start(&ports, self.settings.duties, &self.metrics));
+        tasks.0.extend(ports.store.duties(&ports, self.settings.duties, &recorder, &self.metrics));
+        tasks.0.extend(duties::collect_endpoints(&ports, self.settings.duties, &self.metrics));
         let queue = Queue::new(Arc::clone(&ports.env), QUEUE, PAUSES);
         feed(&ports.env, views, &queue, &mut tasks);
         // Nodes that are gone stand in no view any more, only in claims.
@@ -297,7 +292,13 @@ impl Operator {
     }
 
     /// Begins the term, with growing pauses until it succeeds or the term is over.
-    async fn begin(&self, ports: &Ports, elector: &Elector, over: &CancellationToken) -> Option<Begun> {
+    async fn begin(
+        &self,
+        ports: &Ports,
+        elector: &Elector,
+        events: &EventRecorder,
+        over: &CancellationToken,
+    ) -> Option<Begun> {
         let mut failures = Failures::none(PAUSES);
         loop {
             let tried = self.try_begin(ports, elector).fuse();
@@ -310,7 +311,10 @@ impl Operator {
                     Err(error) => error,
                 },
             };
-            warn!(error = %error, "the term does not begin yet");
+            warn!(error = %chain(error.as_ref()), "the term does not begin yet");
+            if let Some(BeginError::Ledger(error @ LedgerError::NotActive { .. })) = error.downcast_ref() {
+                ledger_state::tell_not_active(ports, events, error).await;
+            }
             let (pause, stopped) =
                 (tokio::time::sleep(failures.next(ports.env.as_ref())).fuse(), over.cancelled().fuse());
             pin_mut!(pause, stopped);
@@ -318,11 +322,10 @@ impl Operator {
         }
     }
 
-    async fn try_begin(&self, ports: &Ports, elector: &Elector) -> Result<Begun, String> {
+    async fn try_begin(&self, ports: &Ports, elector: &Elector) -> Result<Begun, anyhow::Error> {
         let Settings { pool, quarantine, node_gc, definitions, .. } = &self.settings;
-        let installed = crd_install::install(ports.objects.as_ref(), ports.env.as_ref(), definitions, CRD_LIMIT).await;
-        installed.map_err(|error| chain(&error))?;
-        let begun = term::begin(ports, elector, pool, *quarantine).await.map_err(|error| chain(&error))?;
+        crd_install::install(ports.objects.as_ref(), ports.env.as_ref(), definitions, CRD_LIMIT).await?;
+        let begun = term::begin(ports, elector, pool, *quarantine).await?;
         lock(&begun.core).dangling = Dangling::new(*node_gc);
         Ok(begun)
     }

@@ -18,6 +18,7 @@ use basal_ipam::{
 };
 use basal_objects::{
     leadership::Elector,
+    ledger,
     object::resources,
     port::{Freshness, ReadError, Scope},
 };
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    node::{CiliumNodeFacts, NodeCore, NodeFacts, endpoints::InUse},
+    node::{CiliumNodeFacts, NodeCore, NodeFacts, Site, endpoints::InUse},
     ports::Ports,
 };
 
@@ -63,11 +64,13 @@ impl Failure for BeginError {
         const LEASE_LOST: Reason = Reason::new("LeaseLost");
         const FENCE_LOST: Reason = Reason::new("FenceLost");
         const LEDGER_UNAVAILABLE: Reason = Reason::new("LedgerUnavailable");
+        const LEDGER_NOT_ACTIVE: Reason = Reason::new("LedgerNotActive");
         const LEDGER_REFUSED: Reason = Reason::new("LedgerRefused");
         const API_SERVER_UNAVAILABLE: Reason = Reason::new("APIServerUnavailable");
         match self {
             Self::LeaseLost => LEASE_LOST,
             Self::FenceLost => FENCE_LOST,
+            Self::Ledger(LedgerError::NotActive { .. }) => LEDGER_NOT_ACTIVE,
             Self::Ledger(_) | Self::Unknown(_) => LEDGER_UNAVAILABLE,
             Self::Swap(_) => LEDGER_REFUSED,
             Self::Read(_) => API_SERVER_UNAVAILABLE,
@@ -98,6 +101,7 @@ pub async fn begin(
     pool: &PoolConfig,
     quarantine: Duration,
 ) -> Result<Begun, BeginError> {
+    ledger::activate(ports.objects.as_ref(), ports.cluster.name().as_str(), ports.store.kind()).await?;
     let seen = ports.ledger.begin().await?;
     if !elector.holds_lease().await? {
         return Err(BeginError::LeaseLost);
@@ -125,7 +129,8 @@ pub async fn begin(
     let adoption = allocator.adopt(&carried);
     info!(nodes = carried.len(), kept = adoption.kept.len(), lost = adoption.lost.len(), "took over what nodes carry");
     flush(ports, &mut allocator, begun).await?;
-    let core = NodeCore::new(allocator, begun, ports.cluster.clone(), ports.ledger.limits());
+    let site = Site { cluster: ports.cluster.clone(), publication: ports.store.publication() };
+    let core = NodeCore::new(allocator, begun, site, ports.ledger.limits());
     Ok(Begun { core: Arc::new(Mutex::new(core)), lost: adoption.lost })
 }
 

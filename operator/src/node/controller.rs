@@ -7,7 +7,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use basal_crds::{kvstore::keys, names::Cluster};
 use basal_ipam::{
     allocator::{Allocator, Batch, BatchId, Next},
     cell::CellId,
@@ -15,7 +14,7 @@ use basal_ipam::{
     names::{NodeName, NodeUid},
     prefix::PodCidr,
 };
-use basal_kvstore::kv::{Range, Revision};
+use basal_kvstore::kv::Revision;
 use basal_objects::{
     cache::{Cache, OwnWrites, Value},
     object::{ObjectKey, resources},
@@ -33,7 +32,7 @@ use super::{
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Observed, SeenNode, Valid},
-    plan::{Complaint, NodePlan, Plan, Wait, holds, plan},
+    plan::{Complaint, NodePlan, Plan, Site, Wait, holds, plan},
     records::Records,
     report::Reporter,
     validate::validate,
@@ -54,8 +53,8 @@ pub struct NodeCore {
     pub allocator: Allocator,
     /// The start of the term, from which the allocator counts.
     pub begun: Instant,
-    /// The cluster.
-    pub cluster: Cluster,
+    /// The cluster, and how its nodes are made known.
+    pub site: Site,
     /// How much goes into one batch of the ledger.
     pub limits: Limits,
     /// CiliumNodes without Node.
@@ -67,8 +66,8 @@ pub struct NodeCore {
 impl NodeCore {
     /// The state at the begin of a term, when everything that nodes carry was adopted.
     #[must_use]
-    pub fn new(allocator: Allocator, begun: Instant, cluster: Cluster, limits: Limits) -> Self {
-        Self { allocator, begun, cluster, limits, dangling: Dangling::default(), reload: false }
+    pub fn new(allocator: Allocator, begun: Instant, site: Site, limits: Limits) -> Self {
+        Self { allocator, begun, site, limits, dangling: Dangling::default(), reload: false }
     }
 
     /// Takes over a reading of the ledger, if somebody else wrote it; answers what they wrote.
@@ -206,14 +205,14 @@ impl NodeController {
         if blocks.is_empty() {
             return Ok(());
         }
-        let records = self.ports.kv.range(Range { keys_only: true, ..Range::prefix(keys::IPS_PREFIX) }).await?;
+        let addresses = self.ports.store.addresses().await?;
         let mut in_use = InUse::default();
         if blocks.iter().any(|(_, block)| due.contains(block)) {
             in_use = InUse::read(self.ports.objects.as_ref()).await?;
         }
         for (name, block) in blocks {
             let Some(Ok(seen)) = observed.get_mut(&name) else { continue };
-            let inside = records.kvs.iter().filter(|kv| holds(block, &kv.key)).map(|kv| kv.key.clone());
+            let inside = addresses.iter().filter(|key| holds(block, key)).cloned();
             seen.leftovers.ip_records.extend(inside);
             if in_use.has_address_in(&block) {
                 seen.leftovers.with_endpoints.insert(block);
@@ -328,8 +327,8 @@ impl Controller for NodeController {
 
     fn plan(core: &mut NodeCore, batch: BTreeMap<NodeName, Valid>, now: Instant) -> Plan {
         let since = now.saturating_duration_since(core.begun);
-        let NodeCore { allocator, cluster, limits, dangling, reload, .. } = core;
-        plan(cluster, allocator, dangling, *reload, batch, *limits, since)
+        let NodeCore { allocator, site, limits, dangling, reload, .. } = core;
+        plan(site, allocator, dangling, *reload, batch, *limits, since)
     }
 
     async fn apply(&self, plan: Plan) -> PerKey<Self, Applied> {

@@ -10,12 +10,8 @@ use std::{
     time::Duration,
 };
 
-use basal_crds::kvstore::keys;
 use basal_ipam::{ledger::LedgerError, names::NodeName};
-use basal_kvstore::{
-    kv::{KvError, Range, Revision},
-    pages::{PAGE_SIZE, list},
-};
+use basal_kvstore::kv::Revision;
 use basal_objects::{
     cache::{Cache, Version},
     object::{Object, ObjectKey},
@@ -26,7 +22,10 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::controller::{NodeCore, Views};
+use super::{
+    controller::{NodeCore, Views},
+    error::NodeError,
+};
 use crate::{metrics::OperatorMetrics, ports::Ports};
 
 /// How long a watch may be late.
@@ -67,7 +66,7 @@ enum PassError {
     #[error(transparent)]
     Objects(#[from] ReadError),
     #[error(transparent)]
-    Kv(#[from] KvError),
+    Records(#[from] NodeError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -157,11 +156,9 @@ impl FullPass {
     }
 
     async fn records(&self) -> Result<(), PassError> {
-        let (kv, records) = (&self.ports.kv, &self.views.records);
-        let prefix = keys::nodes_of(self.ports.cluster.name());
-        let listed = list(kv.as_ref(), &prefix, PAGE_SIZE, true).await?;
-        let name = |key: &str| key.strip_prefix(&prefix).unwrap_or(key).to_owned();
-        let live: BTreeMap<String, Revision> = listed.kvs.iter().map(|kv| (name(&kv.key), kv.mod_revision)).collect();
+        let (store, records) = (&self.ports.store, &self.views.records);
+        let live: BTreeMap<String, Revision> =
+            store.records().await?.into_iter().map(|(name, kv)| (name, kv.mod_revision)).collect();
         let seen = |name: &String| records.get(name).map(|seen| seen.mod_revision);
         let names: BTreeSet<String> = records.names().into_iter().chain(live.keys().cloned()).collect();
         let missed = |name: &String| is_missed(seen(name).as_ref(), live.get(name));
@@ -170,8 +167,9 @@ impl FullPass {
             return Ok(());
         }
         tokio::time::sleep(LATE).await;
+        let mut again = store.records().await?;
         for name in suspects.into_iter().filter(missed).collect::<Vec<_>>() {
-            let found = kv.range(Range::one(format!("{prefix}{name}"))).await?.kvs.into_iter().next();
+            let found = again.remove(&name);
             if found.as_ref().map(|kv| kv.mod_revision).as_ref() != live.get(&name) || !missed(&name) {
                 continue;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use basal_crds::{
     address::{AddressType, NodeAddress, parse_ip},
-    resources::{CiliumNode, DO_NOT_GC_ANNOTATION, NodeStatus},
+    resources::{CiliumNode, DO_NOT_GC_ANNOTATION, NodeStatus, PodCidrStatus},
 };
 use basal_ipam::names::{NodeName, NodeUid};
 use basal_objects::object::Object;
@@ -59,6 +59,8 @@ pub struct CiliumNodeFacts {
     pub pod_cidrs: Vec<String>,
     /// `status.ipam.operator-status.error`.
     pub error: String,
+    /// `status.ipam.pod-cidrs`: what the operator confirmed, or Cilium's agents left.
+    pub confirmed: BTreeMap<String, PodCidrStatus>,
     /// The object, without its status and without the bookkeeping of its metadata.
     pub object: CiliumNode,
     /// The uids of the Nodes that own it.
@@ -83,6 +85,7 @@ impl CiliumNodeFacts {
             generation: object.generation(),
             pod_cidrs: node.spec.ipam.pod_cidrs.clone(),
             error: status.ipam.operator_status.error,
+            confirmed: status.ipam.pod_cidrs,
             owners: owners.filter(|owner| owner.kind == "Node").map(|owner| owner.uid.clone()).collect(),
             keep: object.annotations().get(DO_NOT_GC_ANNOTATION) == Some(&"true"),
             object: node,

@@ -1,8 +1,8 @@
 //! What to write for a batch of nodes, as data.
 //!
 //! A node is served in two passes. The first reserves blocks and puts them into the batch for the ledger. Once the
-//! ledger holds them, the second writes what rests on them: first the CiliumNode, then the node record. Whoever takes over between
-//! two writes does the same second pass, since the claim names the node. A node that is gone goes the other way:
+//! ledger holds them, the second writes what rests on them: first the CiliumNode, then the node record, or without etcd the
+//! confirmation in the CiliumNode's status. Whoever takes over between two writes does the same second pass, since the claim names the node. A node that is gone goes the other way:
 //! first the CiliumNode lets go of the blocks, then they rest in quarantine, then the records go, then they are free.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -11,7 +11,7 @@ use basal_crds::{
     address::NodeAddress,
     kvstore::{NodeRecord, keys},
     names::Cluster,
-    resources::NodeFieldError,
+    resources::{NodeFieldError, PodCidrStatus, PodCidrUse},
 };
 use basal_ipam::{
     allocator::{Allocator, Batch, Claim, FreeError, Refusal},
@@ -29,6 +29,7 @@ use super::{
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Presence, Unreadable, Valid},
 };
+use crate::store::{Publication, RecordChange};
 
 /// What is written for one node, after the ledger took the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,24 +61,20 @@ pub enum Action {
         /// The resourceVersion that was seen.
         resource_version: String,
     },
-    /// Writes the node record, if the claims still stand.
-    PublishRecord {
+    /// Writes into `status.ipam.pod-cidrs` which blocks the ledger holds for the node: only these its agent uses. It follows
+    /// a write of the specification in the same pass, and is made from what that left.
+    ConfirmBlocks {
+        /// uid and resourceVersion that were seen; `None` when the object is created just before.
+        seen: Option<(String, String)>,
+        /// The entries that change; `None` takes one away.
+        confirmed: BTreeMap<String, Option<PodCidrStatus>>,
+    },
+    /// Changes what is published beside the CiliumNode, if the claims still stand.
+    Record {
         /// What must hold.
         guard: Guard,
-        /// The record's text.
-        text: String,
-    },
-    /// Deletes the node record, while the term lasts.
-    WithdrawRecord {
-        /// What must hold: the fence.
-        guard: Guard,
-    },
-    /// Deletes ip→identity records in blocks that rest, if the claims still stand as they are.
-    WithdrawAddresses {
-        /// What must hold.
-        guard: Guard,
-        /// The records' keys.
-        keys: Vec<String>,
+        /// The change.
+        change: RecordChange,
     },
 }
 
@@ -145,9 +142,18 @@ pub struct Plan {
     pub nodes: BTreeMap<NodeName, NodePlan>,
 }
 
+/// What plans for nodes of one cluster are made for.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// How its nodes are made known.
+    pub publication: Publication,
+}
+
 /// Plans for a batch of nodes. `now` counts from the start of the term.
 pub(super) fn plan(
-    cluster: &Cluster,
+    site: &Site,
     allocator: &mut Allocator,
     dangling: &mut Dangling,
     reload: bool,
@@ -160,11 +166,11 @@ pub(super) fn plan(
             Presence::Present { node, carried, unreadable } => {
                 dangling.forget(&name);
                 let view = ServedView { cilium_node: valid.cilium_node, record: valid.record, carried, unreadable };
-                serve(cluster, allocator, &name, node, view, now)
+                serve(site, allocator, &name, node, view, now)
             }
             Presence::Gone(leftovers) => {
                 let view = GoneView { cilium_node: valid.cilium_node, record: valid.record, leftovers };
-                withdraw(allocator, dangling, &name, view, now)
+                withdraw(site.publication, allocator, dangling, &name, view, now)
             }
         };
         (name, plan)
@@ -182,7 +188,7 @@ struct ServedView {
 }
 
 fn serve(
-    cluster: &Cluster,
+    site: &Site,
     allocator: &mut Allocator,
     name: &NodeName,
     node: NodeFacts,
@@ -207,11 +213,10 @@ fn serve(
         }
     };
     let mut actions = Vec::new();
-    let published = match &cilium_node {
+    match &cilium_node {
         None => {
-            actions.push(Action::CreateCiliumNode { uid, addresses, labels, pod_cidrs: blocks });
-            // The record is made from the CiliumNode, so it follows once that is there.
-            None
+            let pod_cidrs = blocks.clone();
+            actions.push(Action::CreateCiliumNode { uid, addresses, labels, pod_cidrs });
         }
         Some(facts) => {
             let listed: Vec<&str> = facts.pod_cidrs.iter().map(String::as_str).collect();
@@ -223,21 +228,40 @@ fn serve(
                     pod_cidrs: blocks.clone(),
                 });
             }
-            match record_of(cluster, facts, &blocks) {
-                Ok(record) => Some(record.to_json()),
-                Err(error) => {
-                    complaints.push(Complaint::Field(error));
-                    None
+        }
+    }
+    match (site.publication, &cilium_node) {
+        (Publication::Status, seen) => actions.extend(confirm(seen.as_ref(), &blocks)),
+        // The record is made from the CiliumNode, so it follows once that is there.
+        (Publication::Record, None) => {}
+        (Publication::Record, Some(facts)) => match record_of(&site.cluster, facts, &blocks) {
+            Ok(made) => {
+                let text = made.to_json();
+                if record.as_deref() != Some(text.as_bytes())
+                    && let Some(guard) = allocator.guard(name)
+                {
+                    actions.push(Action::Record { guard, change: RecordChange::Publish(text) });
                 }
             }
-        }
-    };
-    if let (Some(text), Some(guard)) = (published, allocator.guard(name))
-        && record.as_deref() != Some(text.as_bytes())
-    {
-        actions.push(Action::PublishRecord { guard, text });
+            Err(error) => complaints.push(Complaint::Field(error)),
+        },
     }
     NodePlan { actions, complaints, wait, node, cilium_node }
+}
+
+/// What makes the status of a CiliumNode confirm exactly these blocks; nothing when it does.
+fn confirm(seen: Option<&CiliumNodeFacts>, blocks: &[PodCidr]) -> Option<Action> {
+    let in_use = PodCidrStatus { status: Some(PodCidrUse::InUse) };
+    let wanted: BTreeMap<String, PodCidrStatus> =
+        blocks.iter().map(|block| (block.to_string(), in_use.clone())).collect();
+    let none = BTreeMap::new();
+    let found = seen.map_or(&none, |facts| &facts.confirmed);
+    let gone = found.keys().filter(|block| !wanted.contains_key(*block)).map(|block| (block.clone(), None));
+    let new = wanted.iter().filter(|(block, status)| found.get(*block) != Some(*status));
+    let new = new.map(|(block, status)| (block.clone(), Some(status.clone())));
+    let confirmed: BTreeMap<_, _> = gone.chain(new).collect();
+    let seen = seen.map(|facts| (facts.uid.clone(), facts.resource_version.clone()));
+    (!confirmed.is_empty()).then_some(Action::ConfirmBlocks { seen, confirmed })
 }
 
 struct GoneView {
@@ -248,6 +272,7 @@ struct GoneView {
 
 /// Takes back what a node had that is gone.
 fn withdraw(
+    publication: Publication,
     allocator: &mut Allocator,
     dangling: &mut Dangling,
     name: &NodeName,
@@ -258,10 +283,12 @@ fn withdraw(
     let claims = allocator.claims(name);
     let mut plan =
         NodePlan { actions: Vec::new(), complaints: Vec::new(), wait: Wait::Nothing, node: None, cilium_node };
-    let withdrawal = |allocator: &Allocator| Action::WithdrawRecord {
+    let withdrawal = |allocator: &Allocator| Action::Record {
         guard: Guard { term: allocator.term().clone(), cells: BTreeMap::new() },
+        change: RecordChange::Withdraw,
     };
-    if let Some(facts) = plan.cilium_node.as_ref().filter(|facts| !facts.keep || !facts.pod_cidrs.is_empty()) {
+    let actions = plan.cilium_node.as_ref().map(|facts| let_go(publication, facts)).unwrap_or_default();
+    if let Some(facts) = plan.cilium_node.as_ref().filter(|_| !actions.is_empty()) {
         if dangles(facts, &claims) {
             let wait = match dangling.look(name, &facts.uid, now) {
                 Verdict::Stays => Some(Wait::Nothing),
@@ -275,15 +302,17 @@ fn withdraw(
                 return plan;
             }
         }
-        plan.actions.push(let_go(facts));
+        plan.actions = actions;
         // Whatever becomes of the write, the next look sees it; only then are blocks released.
         plan.wait = Wait::Ledger;
         return plan;
     }
     dangling.forget(name);
     plan.actions.extend(record.map(|_| withdrawal(allocator)));
-    if claims.iter().any(|claim| claim.block.state != BlockState::Quarantined) {
-        let uid = claims.iter().find_map(|claim| claim.block.uid.clone());
+    let held = || claims.iter().filter(|claim| claim.block.state != BlockState::Quarantined);
+    if held().next().is_some() {
+        // Claims of several Nodes of this name, all of them gone, are released one Node after the other.
+        let uid = held().find_map(|claim| claim.block.uid.clone());
         plan.wait = Wait::Ledger;
         if let Err(refusal) = allocator.release(name, uid.as_ref())
             && !matches!(refusal, Refusal::Busy { .. })
@@ -295,21 +324,28 @@ fn withdraw(
     if !leftovers.ip_records.is_empty()
         && let Some(guard) = allocator.quarantine_guard(name)
     {
-        plan.actions.push(Action::WithdrawAddresses { guard, keys: leftovers.ip_records.clone() });
+        let change = RecordChange::WithdrawAddresses(leftovers.ip_records.clone());
+        plan.actions.push(Action::Record { guard, change });
     }
     plan.wait = free_what_is_due(allocator, &claims, &leftovers, now, &mut plan.complaints);
     plan
 }
 
-/// Makes the CiliumNode of a Node that is gone stop listing blocks: deletes it, or empties the field where an
-/// annotation keeps it.
-fn let_go(facts: &CiliumNodeFacts) -> Action {
+/// Makes the CiliumNode of a Node that is gone stop listing blocks: deletes it, or empties the fields where an
+/// annotation keeps it. Nothing when there is nothing to do.
+fn let_go(publication: Publication, facts: &CiliumNodeFacts) -> Vec<Action> {
     let (uid, resource_version) = (facts.uid.clone(), facts.resource_version.clone());
-    if facts.keep {
-        Action::WritePodCidrs { uid, resource_version, pod_cidrs: Vec::new() }
-    } else {
-        Action::DeleteCiliumNode { uid, resource_version }
+    if !facts.keep {
+        return vec![Action::DeleteCiliumNode { uid, resource_version }];
     }
+    let mut actions = Vec::new();
+    if !facts.pod_cidrs.is_empty() {
+        actions.push(Action::WritePodCidrs { uid, resource_version, pod_cidrs: Vec::new() });
+    }
+    if publication == Publication::Status {
+        actions.extend(confirm(Some(facts), &[]));
+    }
+    actions
 }
 
 fn free_what_is_due(

@@ -39,6 +39,14 @@ struct State {
 }
 
 impl Records {
+    /// The records of a store that has none: listed, and empty for ever.
+    #[must_use]
+    pub fn none() -> Self {
+        let records = Self::default();
+        records.synced.send_replace(true);
+        records
+    }
+
     /// Takes what a watch says.
     pub fn apply(&self, prefix: &str, update: Update) {
         let mut state = lock(&self.state);

@@ -1,7 +1,9 @@
 //! The writes of one node's plan, in order.
 
+use std::collections::BTreeMap;
+
 use basal_ipam::{names::NodeName, prefix::PodCidr};
-use basal_kvstore::{kv::Revision, records::Guarded};
+use basal_kvstore::kv::Revision;
 use basal_objects::{
     object::{Object, ObjectKey, resources},
     port::{MergePatch, Preconditions, Refusal},
@@ -10,7 +12,7 @@ use basal_runtime::outcome::Outcome;
 use serde_json::{Value, json};
 
 use super::{error::NodeError, plan::Action};
-use crate::ports::Ports;
+use crate::{ports::Ports, store::RecordChange};
 
 /// What was written.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +25,7 @@ pub struct Written {
     pub record_revision: Option<Revision>,
     /// Blocks that the CiliumNode lists from now on.
     pub handed_out: Option<Vec<PodCidr>>,
-    /// A node record was written.
+    /// A node record was written, or blocks were confirmed.
     pub published: bool,
 }
 
@@ -71,15 +73,29 @@ pub(super) async fn act(
                 other => done("the CiliumNode of a Node that is gone was not deleted", other)?,
             }
         }
-        Action::PublishRecord { guard, text } => {
-            written.record_revision = Some(guarded(ports.records().publish(&guard, name, text).await)?);
+        Action::ConfirmBlocks { seen, confirmed } => {
+            // Written right before this, at the version that was seen, or else not at all.
+            let now = written.cilium_node.as_ref();
+            let now = now.map(|object| (object.uid().to_owned(), object.resource_version().to_owned()));
+            let Some((uid, resource_version)) = now.or(seen) else { return Ok(()) };
+            let entries: BTreeMap<String, Value> = confirmed
+                .into_iter()
+                .map(|(block, status)| (block, status.map_or(Value::Null, |status| json!(status))))
+                .collect();
+            let body = json!({ "status": { "ipam": { "pod-cidrs": entries } } });
+            let patch = MergePatch { resource_version, uid, subresource: Some("status"), body };
+            let patched = ports.objects.patch(resources::CILIUM_NODE, &key, patch).await;
+            written.cilium_node = Some(done("status.ipam.pod-cidrs of the CiliumNode was not written", patched)?);
             written.published = true;
         }
-        Action::WithdrawRecord { guard } => {
-            written.record_revision = Some(guarded(ports.records().withdraw(&guard, name).await)?);
-        }
-        Action::WithdrawAddresses { guard, keys } => {
-            guarded(ports.records().withdraw_addresses(&guard, &keys).await)?;
+        Action::Record { guard, change } => {
+            let published = matches!(change, RecordChange::Publish(_));
+            let record = !matches!(change, RecordChange::WithdrawAddresses(_));
+            let revision = ports.store.write(name, &guard, change).await?;
+            if record {
+                written.record_revision = Some(revision);
+            }
+            written.published |= published;
         }
     }
     Ok(())
@@ -87,15 +103,6 @@ pub(super) async fn act(
 
 fn texts(pod_cidrs: &[PodCidr]) -> Vec<String> {
     pod_cidrs.iter().map(ToString::to_string).collect()
-}
-
-fn guarded(answer: Guarded) -> Result<Revision, NodeError> {
-    match answer {
-        Guarded::Done(revision) => Ok(revision),
-        Guarded::GuardLost => Err(NodeError::GuardLost),
-        Guarded::Refused(refusal) => Err(refusal.into()),
-        Guarded::Unknown(why) => Err(NodeError::KvUnknown(why)),
-    }
 }
 
 pub(super) fn done<T>(what: &'static str, outcome: Outcome<T, Refusal>) -> Result<T, NodeError> {

@@ -1,14 +1,14 @@
 //! A cluster of Nodes without kubelets, and operators over it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use basal_crds::names::{Cluster, ClusterId, ClusterName};
 use basal_ipam::config::{FamilySettings, PoolConfig, PoolSettings};
-use basal_kvstore::{kv::Kv, leases::LeaseRules};
+use basal_kvstore::leases::LeaseRules;
 use basal_objects::{
     leadership::LeadershipOptions,
     object::{Object, ObjectKey, resources},
@@ -55,21 +55,40 @@ pub(crate) fn watch_over(world: &World) {
     }));
 }
 
-/// Runs a scenario; what goes wrong is reported with the end of the trace.
-pub(crate) fn run(seed: u64, scenario: impl AsyncFnOnce(&World) -> Result<(), Trouble>) {
+/// Where claims lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    Etcd,
+    CustomResources,
+}
+
+impl Over {
+    pub(crate) const BOTH: [Self; 2] = [Self::Etcd, Self::CustomResources];
+}
+
+/// Runs a scenario over each store; what goes wrong is reported with the end of the trace.
+pub(crate) fn run(seed: u64, scenario: impl AsyncFn(&World, Over) -> Result<(), Trouble>) {
+    for over in Over::BOTH {
+        run_over(over, seed, async |world| scenario(world, over).await);
+    }
+}
+
+/// Runs a scenario over one store.
+pub(crate) fn run_over(over: Over, seed: u64, scenario: impl AsyncFnOnce(&World) -> Result<(), Trouble>) {
     let run = explore::run(Options::seeded(seed), async |world| {
         watch_over(world);
         scenario(world).await
     })
     .unwrap();
     if let Err(trouble) = run.result {
-        panic!("{trouble}\n{}", run.report);
+        panic!("over {over:?}: {trouble}\n{}", run.report);
     }
 }
 
 /// How an operator of these tests works.
 #[derive(Clone)]
 pub(crate) struct Setup {
+    pub(crate) over: Over,
     pub(crate) pool: PoolConfig,
     pub(crate) duties: DutySettings,
     pub(crate) node_gc: Option<Duration>,
@@ -81,13 +100,15 @@ pub(crate) struct Setup {
 
 impl Setup {
     /// With the defaults of the configuration, but for the quarantine.
-    pub(crate) fn new(pool: PoolConfig) -> Self {
+    pub(crate) fn new(over: Over, pool: PoolConfig) -> Self {
         let duties = DutySettings {
             leases: LeaseRules::default(),
             identity_gc: Some(Duration::from_secs(900)),
+            identity_heartbeat: Duration::from_secs(1800),
             endpoint_gc: Some(Duration::from_secs(300)),
         };
-        Self { pool, duties, node_gc: Some(Duration::from_secs(300)), blind: Blind::default(), shown: Shown::default() }
+        let node_gc = Some(Duration::from_secs(300));
+        Self { over, pool, duties, node_gc, blind: Blind::default(), shown: Shown::default() }
     }
 }
 
@@ -105,8 +126,8 @@ impl Shown {
 }
 
 /// Starts an operator, which starts again whenever it ends.
-pub(crate) fn operator(world: &World, name: &str, pool: &PoolConfig) {
-    operator_of(world, name, Setup::new(pool.clone()));
+pub(crate) fn operator(world: &World, over: Over, name: &str, pool: &PoolConfig) {
+    operator_of(world, name, Setup::new(over, pool.clone()));
 }
 
 /// The same, set up otherwise.
@@ -115,12 +136,14 @@ pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
 }
 
 async fn one_operator(process: ProcessPorts, setup: Setup) {
-    let Setup { pool, duties, node_gc, blind, shown } = setup;
+    let Setup { over, pool, duties, node_gc, blind, shown } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
     let lease = Arc::clone(&process.objects);
     let objects: Arc<dyn Objects> = Arc::new(Sometimes { server: process.objects, blind: blind.clone() });
-    let kv: Arc<dyn Kv> = Arc::new(Sometimes { server: process.kv, blind });
-    let ports = Ports::new(process.env, objects, kv, cluster);
+    let ports = match over {
+        Over::Etcd => Ports::new(process.env, objects, Arc::new(Sometimes { server: process.kv, blind }), cluster),
+        Over::CustomResources => Ports::without_etcd(process.env, objects, cluster),
+    };
     let metrics = Metrics::new("basal_operator");
     *shown.0.lock().unwrap() = Some(metrics.clone());
     let settings = Settings {
@@ -208,7 +231,22 @@ pub(crate) fn record(world: &World, name: &str) -> Option<Value> {
     contents.get(&format!("cilium/state/nodes/v1/default/{name}")).and_then(|text| serde_json::from_slice(text).ok())
 }
 
-/// Whether a node has blocks of both families in its CiliumNode, and a record.
+/// The blocks that the operator confirms in a CiliumNode's status, IPv4 first.
+pub(crate) fn confirmed(object: &Object) -> Vec<String> {
+    let entries = object.0.pointer("/status/ipam/pod-cidrs").and_then(Value::as_object).into_iter().flatten();
+    let in_use = entries.filter(|(_, entry)| entry["status"] == "in-use").map(|(block, _)| block.clone());
+    in_use.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether a node has blocks of both families in its CiliumNode, and a record or the confirmation of both.
 pub(crate) fn is_served(world: &World, name: &str) -> bool {
-    cilium_nodes(world).get(name).is_some_and(|object| pod_cidrs(object).len() == 2) && record(world, name).is_some()
+    cilium_nodes(world).get(name).is_some_and(|object| {
+        let blocks = pod_cidrs(object);
+        blocks.len() == 2 && (record(world, name).is_some() || confirmed(object) == blocks)
+    })
+}
+
+/// Whether nothing says any more that a node has blocks.
+pub(crate) fn is_withdrawn(world: &World, name: &str) -> bool {
+    !cilium_nodes(world).contains_key(name) && record(world, name).is_none()
 }

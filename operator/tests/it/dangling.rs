@@ -7,15 +7,15 @@ use basal_sim::world::{Trouble, World};
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    LIMIT, QUARANTINE, Setup, add_node, cilium_nodes, is_served, operator_of, pod_cidrs, pool, record, run,
+    LIMIT, Over, QUARANTINE, Setup, add_node, cilium_nodes, is_served, operator_of, pod_cidrs, pool, record, run,
 };
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const COLLECTED: &str = "basal_operator_ciliumnodes_collected_total";
 
 /// Room for 64 nodes.
-fn setup() -> Setup {
-    Setup::new(pool(&["10.0.0.0/18"], &["fd00::/114"]))
+fn setup(over: Over) -> Setup {
+    Setup::new(over, pool(&["10.0.0.0/18"], &["fd00::/114"]))
 }
 
 /// The kinds, which an operator installs otherwise.
@@ -58,7 +58,7 @@ fn all_served(world: &World) -> bool {
 
 #[test]
 fn five_hundred_of_them_do_not_eat_a_pool_of_64_blocks() {
-    run(30, async |world| {
+    run(30, async |world, over| {
         define(world).await;
         // Every block of the pool is listed by one of them, so for all that anybody knows it may be in use.
         for number in 0..500 {
@@ -66,7 +66,7 @@ fn five_hundred_of_them_do_not_eat_a_pool_of_64_blocks() {
             let blocks: Vec<&str> = blocks.iter().filter(|_| number < 64).map(String::as_str).collect();
             leave(world, &format!("old{number}"), json!({}), &blocks).await;
         }
-        let setup = setup();
+        let setup = setup(over);
         operator_of(world, "a", setup.clone());
         for n in 1..=20 {
             add_node(world, &format!("n{n}"), n).await;
@@ -81,8 +81,8 @@ fn five_hundred_of_them_do_not_eat_a_pool_of_64_blocks() {
 
 #[test]
 fn those_that_appear_later_hold_nothing_back() {
-    run(31, async |world| {
-        let setup = setup();
+    run(31, async |world, over| {
+        let setup = setup(over);
         operator_of(world, "a", setup.clone());
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
@@ -102,8 +102,8 @@ fn those_that_appear_later_hold_nothing_back() {
 
 #[test]
 fn a_node_that_joins_in_time_gets_the_block_that_was_written_for_it() {
-    run(32, async |world| {
-        operator_of(world, "a", setup());
+    run(32, async |world, over| {
+        operator_of(world, "a", setup(over));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         leave(world, "n2", json!({}), &["10.0.33.0/24"]).await;
@@ -121,10 +121,10 @@ fn a_node_that_joins_in_time_gets_the_block_that_was_written_for_it() {
 /// The first leader saw the block listed, so the ledger holds a claim for a node that never was.
 #[test]
 fn what_it_listed_at_the_start_of_a_term_rests_before_it_is_free() {
-    run(33, async |world| {
+    run(33, async |world, over| {
         define(world).await;
         leave(world, "old", json!({}), &["10.0.0.0/24"]).await;
-        let mut setup = setup();
+        let mut setup = setup(over);
         setup.pool = pool(&["10.0.0.0/24"], &["fd00::/120"]);
         operator_of(world, "a", setup);
         add_node(world, "n1", 1).await;
@@ -137,8 +137,8 @@ fn what_it_listed_at_the_start_of_a_term_rests_before_it_is_free() {
 
 #[test]
 fn an_annotation_keeps_one_without_blocks_and_zero_keeps_them_all() {
-    run(34, async |world| {
-        operator_of(world, "a", setup());
+    run(34, async |world, over| {
+        operator_of(world, "a", setup(over));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         leave(world, "kept", json!({ "cilium.io/do-not-gc": "true" }), &["10.0.40.0/24"]).await;
@@ -148,8 +148,8 @@ fn an_annotation_keeps_one_without_blocks_and_zero_keeps_them_all() {
         assert!(!cilium_nodes(world).contains_key("old"));
         Ok(())
     });
-    run(35, async |world| {
-        let mut setup = setup();
+    run(35, async |world, over| {
+        let mut setup = setup(over);
         setup.node_gc = None;
         operator_of(world, "a", setup);
         add_node(world, "n1", 1).await;

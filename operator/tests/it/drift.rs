@@ -8,7 +8,8 @@ use basal_sim::world::{Trouble, World};
 use serde_json::json;
 
 use crate::cluster::{
-    LIMIT, Setup, add_node, cilium_nodes, delete, is_served, operator_of, patch, pod_cidrs, pool, record, run,
+    LIMIT, Over, Setup, add_node, cilium_nodes, delete, is_served, is_withdrawn, operator_of, patch, pod_cidrs, pool,
+    record, run, run_over,
 };
 
 /// The period of the full pass, and the time that a watch may be late.
@@ -21,8 +22,8 @@ fn drift(setup: &Setup) -> [u64; 4] {
 }
 
 /// Three nodes that are served.
-async fn three(world: &World) -> Result<Setup, Trouble> {
-    let setup = Setup::new(pool(&["10.0.0.0/16"], &["fd00::/104"]));
+async fn three(world: &World, over: Over) -> Result<Setup, Trouble> {
+    let setup = Setup::new(over, pool(&["10.0.0.0/16"], &["fd00::/104"]));
     operator_of(world, "a", setup.clone());
     for n in 1..=3 {
         add_node(world, &format!("n{n}"), n).await;
@@ -47,8 +48,8 @@ async fn etcd(world: &World, op: Op) {
 
 #[test]
 fn cilium_nodes_that_were_changed_or_deleted() {
-    run(40, async |world| {
-        let setup = three(world).await?;
+    run(40, async |world, over| {
+        let setup = three(world, over).await?;
         let before = cilium_nodes(world);
         let blocks = |name: &str| pod_cidrs(&before[name]);
         unseen(world, &setup, async |world| {
@@ -70,8 +71,8 @@ fn cilium_nodes_that_were_changed_or_deleted() {
 
 #[test]
 fn nodes_that_came_or_went() {
-    run(41, async |world| {
-        let setup = three(world).await?;
+    run(41, async |world, over| {
+        let setup = three(world, over).await?;
         unseen(world, &setup, async |world| {
             add_node(world, "n4", 4).await;
             delete(world, resources::NODE, "n3").await;
@@ -79,7 +80,7 @@ fn nodes_that_came_or_went() {
         .await?;
         assert!(!is_served(world, "n4"));
         world.until("n4 is served", PASS, |w| is_served(w, "n4")).await?;
-        world.until("n3 is withdrawn", SOON, |w| record(w, "n3").is_none()).await?;
+        world.until("n3 is withdrawn", SOON, |w| is_withdrawn(w, "n3")).await?;
         assert_eq!(drift(&setup)[0], 2);
         Ok(())
     });
@@ -87,8 +88,8 @@ fn nodes_that_came_or_went() {
 
 #[test]
 fn records_that_were_changed_deleted_or_made() {
-    run(42, async |world| {
-        let setup = three(world).await?;
+    run_over(Over::Etcd, 42, async |world| {
+        let setup = three(world, Over::Etcd).await?;
         let key = |name: &str| format!("cilium/state/nodes/v1/default/{name}");
         let before = ["n1", "n2"].map(|name| record(world, name));
         unseen(world, &setup, async |world| {
@@ -107,8 +108,8 @@ fn records_that_were_changed_deleted_or_made() {
 
 #[test]
 fn cells_that_were_deleted() {
-    run(43, async |world| {
-        let setup = three(world).await?;
+    run_over(Over::Etcd, 43, async |world| {
+        let setup = three(world, Over::Etcd).await?;
         let blocks: Vec<_> = cilium_nodes(world).values().map(pod_cidrs).collect();
         // The user breaks the promise here, not the operator.
         world.watch_over(Box::new(|_| Ok(())));
@@ -138,8 +139,8 @@ fn cells_that_were_deleted() {
 /// Full passes fall into the joins and leaves of nodes, and the watches are as late as a simulated one is.
 #[test]
 fn what_is_only_late_is_no_drift() {
-    run(44, async |world| {
-        let setup = three(world).await?;
+    run(44, async |world, over| {
+        let setup = three(world, over).await?;
         for n in 4..=120 {
             add_node(world, &format!("n{n}"), n).await;
             world.pass(Duration::from_millis(8_000 + u64::from(n) * 17)).await?;

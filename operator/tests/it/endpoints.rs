@@ -12,7 +12,7 @@ use basal_sim::{
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{LIMIT, Setup, add_node, is_served, operator_of, patch, pool, run};
+use crate::cluster::{LIMIT, Over, Setup, add_node, is_served, operator_of, patch, pool, run};
 
 const EVERY: Duration = Duration::from_secs(60);
 const DELETED: &str = "basal_operator_endpoint_gc_objects_total{outcome=\"success\"}";
@@ -66,8 +66,8 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 }
 
 /// An operator that leads, so that the kinds are known.
-async fn led(world: &World, every: Option<Duration>) -> Result<Setup, Trouble> {
-    let mut setup = Setup::new(pool(&["10.0.0.0/16"], &["fd00::/104"]));
+async fn led(world: &World, over: Over, every: Option<Duration>) -> Result<Setup, Trouble> {
+    let mut setup = Setup::new(over, pool(&["10.0.0.0/16"], &["fd00::/104"]));
     setup.duties.endpoint_gc = every;
     operator_of(world, "a", setup.clone());
     add_node(world, "n1", 1).await;
@@ -77,8 +77,8 @@ async fn led(world: &World, every: Option<Duration>) -> Result<Setup, Trouble> {
 
 #[test]
 fn only_endpoints_whose_pod_is_gone_or_has_ended_are_collected() {
-    run(20, async |world| {
-        let setup = led(world, Some(EVERY)).await?;
+    run(20, async |world, over| {
+        let setup = led(world, over, Some(EVERY)).await?;
         let runs = pod(world, "runs", "n1", "Running").await;
         let waits = pod(world, "waits", "n1", "Pending").await;
         let ended = pod(world, "ended", "n1", "Succeeded").await;
@@ -109,8 +109,8 @@ fn only_endpoints_whose_pod_is_gone_or_has_ended_are_collected() {
 /// The API server's memory shows no pod at all; each is there when it is read.
 #[test]
 fn a_list_that_lags_behind_collects_nothing() {
-    run(21, async |world| {
-        let setup = led(world, Some(EVERY)).await?;
+    run(21, async |world, over| {
+        let setup = led(world, over, Some(EVERY)).await?;
         let uid = pod(world, "runs", "n1", "Running").await;
         endpoint(world, "runs", Some(&uid), "10.0.0.9").await;
         setup.blind.set(true);
@@ -123,8 +123,8 @@ fn a_list_that_lags_behind_collects_nothing() {
 
 #[test]
 fn a_collection_that_is_off_collects_nothing() {
-    run(22, async |world| {
-        led(world, None).await?;
+    run(22, async |world, over| {
+        led(world, over, None).await?;
         endpoint(world, "left", None, "10.0.0.9").await;
         world.pass(Duration::from_secs(3600)).await?;
         assert_eq!(endpoints(world), names(&["left"]));
@@ -134,7 +134,7 @@ fn a_collection_that_is_off_collects_nothing() {
 
 /// One endpoint without pod, until after the second round; answers whether it was there between the rounds.
 async fn two_rounds(world: &World) -> Result<(bool, u64, u64), Trouble> {
-    let setup = led(world, Some(EVERY)).await?;
+    let setup = led(world, Over::Etcd, Some(EVERY)).await?;
     endpoint(world, "left", None, "10.0.0.9").await;
     world.until("it is to be deleted", LIMIT, |w| w.trace().iter().any(|entry| is_delete(&entry.what))).await?;
     world.pass(EVERY / 2).await?;

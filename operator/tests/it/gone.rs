@@ -7,28 +7,29 @@ use basal_objects::object::resources;
 
 use crate::{
     cluster::{
-        LIMIT, QUARANTINE, add_node, cilium_nodes, delete, error, is_served, operator, patch, pod_cidrs, pool, record,
-        run,
+        LIMIT, Over, QUARANTINE, add_node, cilium_nodes, delete, error, is_served, is_withdrawn, operator, patch,
+        pod_cidrs, pool, run, run_over,
     },
     endpoints::{endpoint, pod, warnings_of},
 };
 
 #[test]
 fn the_block_of_a_gone_node_rests_before_the_next_one_gets_it() {
-    run(4, async |world| {
+    run(4, async |world, over| {
         // Room for one node.
-        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+        operator(world, over, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         let blocks = pod_cidrs(&cilium_nodes(world)["n1"]);
         let ip = "cilium/state/ip/v1/default/10.0.0.9";
-        let put = Op::Put { key: ip.to_owned(), value: b"{}".to_vec(), lease: 0 };
-        assert!(world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.is_done());
+        if over == Over::Etcd {
+            let put = Op::Put { key: ip.to_owned(), value: b"{}".to_vec(), lease: 0 };
+            assert!(world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.is_done());
+        }
 
         delete(world, resources::NODE, "n1").await;
-        world.until("the record is gone", LIMIT, |w| record(w, "n1").is_none()).await?;
+        world.until("nothing of n1 is published", LIMIT, |w| is_withdrawn(w, "n1")).await?;
         world.until("its addresses are gone", LIMIT, |w| !w.kv().contents().contains_key(ip)).await?;
-        assert!(!cilium_nodes(world).contains_key("n1"));
 
         add_node(world, "n2", 2).await;
         let refused = |w: &basal_sim::world::World| {
@@ -46,15 +47,15 @@ fn the_block_of_a_gone_node_rests_before_the_next_one_gets_it() {
 
 #[test]
 fn a_node_that_returns_gets_its_blocks_back() {
-    run(5, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+    run(5, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         for n in 1..=3 {
             add_node(world, &format!("n{n}"), n).await;
         }
         world.until("all are served", LIMIT, |w| (1..=3).all(|n| is_served(w, &format!("n{n}")))).await?;
         let blocks = pod_cidrs(&cilium_nodes(world)["n2"]);
         delete(world, resources::NODE, "n2").await;
-        world.until("the record is gone", LIMIT, |w| record(w, "n2").is_none()).await?;
+        world.until("nothing of n2 is published", LIMIT, |w| is_withdrawn(w, "n2")).await?;
         add_node(world, "n2", 2).await;
         world.until("n2 is served again", LIMIT, |w| is_served(w, "n2")).await?;
         assert_eq!(pod_cidrs(&cilium_nodes(world)["n2"]), blocks);
@@ -64,12 +65,12 @@ fn a_node_that_returns_gets_its_blocks_back() {
 
 #[test]
 fn a_record_that_still_uses_the_block_lets_it_rest_longer() {
-    run(6, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+    run(6, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         delete(world, resources::NODE, "n1").await;
-        world.until("the record is gone", LIMIT, |w| record(w, "n1").is_none()).await?;
+        world.until("nothing of n1 is published", LIMIT, |w| is_withdrawn(w, "n1")).await?;
         let endpoint = serde_json::json!({
             "apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint",
             "metadata": { "name": "late", "namespace": "default" },
@@ -95,9 +96,9 @@ fn a_record_that_still_uses_the_block_lets_it_rest_longer() {
 /// The pod is on n1, so n2's block does not wait for it.
 #[test]
 fn an_endpoint_that_cannot_be_read_keeps_the_blocks_of_its_node() {
-    run(36, async |world| {
+    run(36, async |world, over| {
         // Room for two nodes.
-        operator(world, "a", &pool(&["10.0.0.0/23"], &["fd00::/119"]));
+        operator(world, over, "a", &pool(&["10.0.0.0/23"], &["fd00::/119"]));
         for n in 1..=2 {
             add_node(world, &format!("n{n}"), n).await;
         }
@@ -108,7 +109,7 @@ fn an_endpoint_that_cannot_be_read_keeps_the_blocks_of_its_node() {
         for name in ["n1", "n2"] {
             delete(world, resources::NODE, name).await;
         }
-        world.until("the records are gone", LIMIT, |w| record(w, "n1").or(record(w, "n2")).is_none()).await?;
+        world.until("the records are gone", LIMIT, |w| is_withdrawn(w, "n1") && is_withdrawn(w, "n2")).await?;
         for n in 3..=4 {
             add_node(world, &format!("n{n}"), n).await;
         }
@@ -131,8 +132,8 @@ fn an_endpoint_that_cannot_be_read_keeps_the_blocks_of_its_node() {
 /// Nobody can tell whose it is, until the collection of CiliumEndpoints takes it away.
 #[test]
 fn an_endpoint_that_cannot_be_read_and_has_no_pod_keeps_every_block() {
-    run(37, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+    run(37, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         world.pass(std::time::Duration::from_secs(300)).await?;
@@ -147,11 +148,11 @@ fn an_endpoint_that_cannot_be_read_and_has_no_pod_keeps_every_block() {
 
 #[test]
 fn records_below_the_prefix_that_are_no_nodes_are_left_alone() {
-    run(7, async |world| {
+    run_over(Over::Etcd, 7, async |world| {
         let key = "cilium/state/nodes/v1/default/NOT A NODE";
         let put = Op::Put { key: key.to_owned(), value: b"x".to_vec(), lease: 0 };
         assert!(world.user().kv.txn(Txn { then: vec![put], ..Txn::default() }).await.is_done());
-        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator(world, Over::Etcd, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         assert!(world.kv().contents().contains_key(key));

@@ -18,8 +18,8 @@ fn warnings(world: &basal_sim::world::World, reason: &str) -> Vec<String> {
 
 #[test]
 fn an_exhausted_pool_is_named_in_status_and_event() {
-    run(8, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+    run(8, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         add_node(world, "n2", 2).await;
@@ -34,7 +34,7 @@ fn an_exhausted_pool_is_named_in_status_and_event() {
         assert!(pod_cidrs(&cilium_nodes(world)["n2"]).is_empty(), "both families or none");
         world.stop("a");
         world.pass(Duration::from_secs(30)).await?;
-        operator(world, "b", &pool(&["10.0.0.0/24", "10.9.0.0/24"], &["fd00::/120", "fd09::/120"]));
+        operator(world, over, "b", &pool(&["10.0.0.0/24", "10.9.0.0/24"], &["fd00::/120", "fd09::/120"]));
         world.until("the appended CIDR serves n2", LIMIT, |w| is_served(w, "n2")).await?;
         assert_eq!(pod_cidrs(&cilium_nodes(world)["n2"]), ["10.9.0.0/24", "fd09::/120"]);
         world.until("the error is gone", LIMIT, |w| error(&cilium_nodes(w)["n2"]).is_empty()).await
@@ -43,8 +43,8 @@ fn an_exhausted_pool_is_named_in_status_and_event() {
 
 #[test]
 fn foreign_blocks_are_taken_out_of_the_spec_and_reported() {
-    run(9, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+    run(9, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         add_node(world, "n1", 1).await;
         add_node(world, "n2", 2).await;
         world.until("both are served", LIMIT, |w| is_served(w, "n1") && is_served(w, "n2")).await?;
@@ -70,7 +70,7 @@ fn foreign_blocks_are_taken_out_of_the_spec_and_reported() {
 
 #[test]
 fn blocks_that_nodes_bring_are_adopted_by_a_new_cluster() {
-    run(10, async |world| {
+    run(10, async |world, over| {
         // Two nodes list one block before Basal begins: the promise holds from the first term on.
         world.watch_over(Box::new(|_| Ok(())));
         for definition in basal_crds::resources::crds() {
@@ -88,7 +88,7 @@ fn blocks_that_nodes_bring_are_adopted_by_a_new_cluster() {
             assert!(world.user().objects.create(resources::CILIUM_NODE, object).await.is_done());
         }
         world.pass(Duration::from_secs(1)).await?;
-        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         world.until("both are served", LIMIT, |w| is_served(w, "n1") && is_served(w, "n2")).await?;
         let first = |name: &str| pod_cidrs(&cilium_nodes(world)[name])[0].clone();
         assert_eq!(first("n1"), "10.0.40.0/24", "the first name keeps it");

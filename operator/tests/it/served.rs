@@ -8,17 +8,17 @@ use serde_json::json;
 
 use crate::{
     cluster::{
-        LIMIT, Setup, add_node, cilium_nodes, error, is_served, operator, operator_of, patch, pod_cidrs, pool, record,
-        run,
+        LIMIT, Over, Setup, add_node, cilium_nodes, confirmed, error, is_served, operator, operator_of, patch,
+        pod_cidrs, pool, record, run,
     },
     endpoints::warnings_of,
 };
 
 #[test]
 fn twenty_nodes_get_blocks_records_and_nothing_twice() {
-    run(1, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
-        operator(world, "b", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+    run(1, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator(world, over, "b", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         for n in 1..=20 {
             add_node(world, &format!("n{n}"), n).await;
         }
@@ -27,11 +27,20 @@ fn twenty_nodes_get_blocks_records_and_nothing_twice() {
         assert_eq!(all.len(), 40);
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 40);
 
-        let record = record(world, "n7").unwrap();
-        assert_eq!(record["Name"], "n7");
-        assert_eq!(record["IPAddresses"][0], json!({ "Type": "InternalIP", "IP": "172.18.0.7" }));
         let listed = pod_cidrs(&cilium_nodes(world)["n7"]);
-        assert_eq!(listed[0], format!("{}/24", record["IPv4AllocCIDR"]["IP"].as_str().unwrap()));
+        match record(world, "n7") {
+            Some(record) => {
+                assert_eq!(over, Over::Etcd);
+                assert_eq!(record["Name"], "n7");
+                assert_eq!(record["IPAddresses"][0], json!({ "Type": "InternalIP", "IP": "172.18.0.7" }));
+                assert_eq!(listed[0], format!("{}/24", record["IPv4AllocCIDR"]["IP"].as_str().unwrap()));
+            }
+            None => {
+                assert_eq!(over, Over::CustomResources);
+                assert_eq!(confirmed(&cilium_nodes(world)["n7"]), listed);
+                assert!(world.kv().contents().is_empty(), "nobody needs an etcd");
+            }
+        }
         let owner = &cilium_nodes(world)["n7"].0["metadata"]["ownerReferences"][0];
         assert_eq!((owner["kind"].as_str(), owner["name"].as_str()), (Some("Node"), Some("n7")));
         world.settle(Duration::from_secs(60), LIMIT).await
@@ -40,8 +49,8 @@ fn twenty_nodes_get_blocks_records_and_nothing_twice() {
 
 #[test]
 fn what_somebody_changes_or_deletes_is_put_back() {
-    run(2, async |world| {
-        operator(world, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+    run(2, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         let (before, text) = (pod_cidrs(&cilium_nodes(world)["n1"]), record(world, "n1"));
@@ -50,9 +59,22 @@ fn what_somebody_changes_or_deletes_is_put_back() {
         patch(world, resources::CILIUM_NODE, &seen, None, json!({ "spec": { "ipam": { "podCIDRs": null } } })).await;
         world.until("the blocks are back", LIMIT, |w| pod_cidrs(&cilium_nodes(w)["n1"]) == before).await?;
 
-        let delete = Op::Delete(Keys::One("cilium/state/nodes/v1/default/n1".to_owned()));
-        assert!(world.user().kv.txn(Txn { then: vec![delete], ..Txn::default() }).await.is_done());
-        world.until("the record is back", LIMIT, |w| record(w, "n1") == text).await?;
+        if over == Over::Etcd {
+            let delete = Op::Delete(Keys::One("cilium/state/nodes/v1/default/n1".to_owned()));
+            assert!(world.user().kv.txn(Txn { then: vec![delete], ..Txn::default() }).await.is_done());
+            world.until("the record is back", LIMIT, |w| record(w, "n1") == text).await?;
+        } else {
+            let foreign = json!({ "192.168.0.0/24": { "status": "depleted" }, before[0].as_str(): null });
+            let seen = cilium_nodes(world)["n1"].clone();
+            let body = json!({ "status": { "ipam": { "pod-cidrs": foreign } } });
+            patch(world, resources::CILIUM_NODE, &seen, Some("status"), body).await;
+            let mended = |w: &basal_sim::world::World| {
+                let entries = cilium_nodes(w)["n1"].0["status"]["ipam"]["pod-cidrs"].clone();
+                entries.as_object().is_some_and(|entries| entries.len() == 2)
+                    && confirmed(&cilium_nodes(w)["n1"]) == before
+            };
+            world.until("the confirmation is back, and nothing beside", LIMIT, mended).await?;
+        }
 
         crate::cluster::delete(world, resources::CILIUM_NODE, "n1").await;
         let back = |w: &basal_sim::world::World| cilium_nodes(w).get("n1").map(pod_cidrs) == Some(before.clone());
@@ -62,13 +84,13 @@ fn what_somebody_changes_or_deletes_is_put_back() {
 
 #[test]
 fn a_standby_takes_over_when_the_leader_dies() {
-    run(3, async |world| {
+    run(3, async |world, over| {
         let pool = pool(&["10.0.0.0/16"], &["fd00::/104"]);
-        operator(world, "a", &pool);
+        operator(world, over, "a", &pool);
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
         let before = pod_cidrs(&cilium_nodes(world)["n1"]);
-        operator(world, "b", &pool);
+        operator(world, over, "b", &pool);
         world.pause("a");
         add_node(world, "n2", 2).await;
         world.until("n2 is served by the standby", LIMIT, |w| is_served(w, "n2")).await?;
@@ -83,8 +105,8 @@ fn a_standby_takes_over_when_the_leader_dies() {
 
 #[test]
 fn nodes_with_one_address_are_served_and_told() {
-    run(38, async |world| {
-        let setup = Setup::new(pool(&["10.0.0.0/16"], &["fd00::/104"]));
+    run(38, async |world, over| {
+        let setup = Setup::new(over, pool(&["10.0.0.0/16"], &["fd00::/104"]));
         operator_of(world, "a", setup.clone());
         for (name, number) in [("n1", 1), ("n2", 2), ("twin", 1)] {
             add_node(world, name, number).await;

@@ -265,6 +265,7 @@ async fn a_random_run_goes_as_in_the_pure_ledger(f: &LedgerFixture) -> Verdict {
                 };
                 let term = term_id(step);
                 same("take", ledger.take_fence(&real, &term).await, twin.state.take_fence(&pure, &term))?;
+                twin.take_versions(&read("load", ledger.load().await)?);
                 twin.terms.push(term);
                 twin.looks.clear();
             }
@@ -299,6 +300,15 @@ struct Twin {
 }
 
 impl Twin {
+    /// Takes the versions that cells have in the real ledger: a term may give them new ones as it begins.
+    fn take_versions(&mut self, loaded: &Loaded) {
+        for (id, stored) in &loaded.cells {
+            if let Some((real, _)) = self.versions.get_mut(id).and_then(|known| known.last_mut()) {
+                *real = stored.version;
+            }
+        }
+    }
+
     /// A batch of one to three cells (as far as the store takes them) for each ledger, mostly at the current versions.
     fn batch(&self, draw: impl Fn(u64) -> u64, most: usize) -> Verdict<(Vec<CellSwap>, Vec<CellSwap>)> {
         let (mut real, mut pure) = (Vec::new(), Vec::new());

@@ -1,0 +1,103 @@
+//! Without etcd.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use basal_crds::{identity::IdentityRange, names::ClusterName, resources::LedgerStore};
+use basal_ipam::{
+    ledger::{Guard, Ledger},
+    names::NodeName,
+};
+use basal_kvstore::kv::{KeyValue, Revision};
+use basal_objects::{
+    events::EventRecorder,
+    leadership::{Leadership, TermId},
+    ledger::ObjectLedger,
+    port::Objects,
+};
+use basal_runtime::{
+    env::{SharedEnv, TaskHandle},
+    readiness::Readiness,
+};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::{Publication, RecordChange, Store, identities};
+use crate::{
+    duties::DutySettings,
+    ledger_state,
+    metrics::OperatorMetrics,
+    node::{NodeError, Records},
+    ports::Ports,
+};
+
+/// Claims in PodCIDRCells; nothing is published beside CiliumNodes.
+pub struct CustomResources {
+    cluster: ClusterName,
+}
+
+impl CustomResources {
+    /// The store of a cluster.
+    #[must_use]
+    pub fn new(cluster: ClusterName) -> Self {
+        Self { cluster }
+    }
+}
+
+#[async_trait]
+impl Store for CustomResources {
+    fn kind(&self) -> LedgerStore {
+        LedgerStore::CustomResources
+    }
+
+    fn publication(&self) -> Publication {
+        Publication::Status
+    }
+
+    fn ledger(&self, objects: &Arc<dyn Objects>) -> Arc<dyn Ledger> {
+        Arc::new(ObjectLedger::new(Arc::clone(objects), self.cluster.as_str()))
+    }
+
+    /// The port to the API server is guarded already.
+    fn during(&self, _: &watch::Receiver<Leadership>, _: TermId) -> Arc<dyn Store> {
+        Arc::new(Self::new(self.cluster.clone()))
+    }
+
+    fn follow(&self, _: &SharedEnv, _: &Readiness) -> (Records, Option<TaskHandle>) {
+        (Records::none(), None)
+    }
+
+    fn probe(&self) -> Option<(&'static str, BoxFuture<'static, Result<(), String>>)> {
+        None
+    }
+
+    /// CiliumEndpoints say which addresses live, and those are looked at in both stores.
+    async fn addresses(&self) -> Result<Vec<String>, NodeError> {
+        Ok(Vec::new())
+    }
+
+    async fn records(&self) -> Result<BTreeMap<String, KeyValue>, NodeError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// No plan asks for it where [`Publication::Status`] is the way.
+    async fn write(&self, _: &NodeName, _: &Guard, _: RecordChange) -> Result<Revision, NodeError> {
+        Err(NodeError::GuardLost)
+    }
+
+    fn duties(
+        &self,
+        ports: &Ports,
+        settings: DutySettings,
+        events: &EventRecorder,
+        metrics: &OperatorMetrics,
+    ) -> Vec<TaskHandle> {
+        let mut tasks = vec![ledger_state::watch(ports, events, metrics)];
+        if let Some(interval) = settings.identity_gc {
+            let range = IdentityRange::of(ports.cluster.id());
+            let pace = (interval, settings.identity_heartbeat);
+            tasks.push(identities::start(&ports.env, &ports.objects, range, pace, metrics));
+        }
+        tasks
+    }
+}

@@ -1,0 +1,138 @@
+//! With etcd.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use basal_crds::{kvstore::keys, names::ClusterName, resources::LedgerStore};
+use basal_ipam::{
+    ledger::{Guard, Ledger},
+    names::NodeName,
+};
+use basal_kvstore::{
+    kv::{KeyValue, Kv, Range, Revision},
+    ledger::{EtcdLedger, LedgerKeys},
+    list_watch::{ListWatch, list_watch},
+    pages::{PAGE_SIZE, list},
+    records::{Guarded, NodeRecords},
+};
+use basal_objects::{
+    events::EventRecorder,
+    leadership::{Leadership, TermId},
+    port::Objects,
+};
+use basal_runtime::{
+    env::{SharedEnv, TaskHandle},
+    readiness::Readiness,
+};
+use futures::{StreamExt as _, future::BoxFuture};
+use tokio::sync::watch;
+
+use super::{Publication, RecordChange, Store};
+use crate::{
+    duties::{self, DutySettings},
+    metrics::OperatorMetrics,
+    node::{NodeError, Records},
+    ports::Ports,
+    term::kv::TermKv,
+};
+
+/// Claims and node records in etcd.
+pub struct Etcd {
+    kv: Arc<dyn Kv>,
+    cluster: ClusterName,
+    records: NodeRecords,
+}
+
+impl Etcd {
+    /// The store of a cluster.
+    #[must_use]
+    pub fn new(kv: Arc<dyn Kv>, cluster: ClusterName) -> Self {
+        let keys = LedgerKeys::new(cluster.as_str());
+        let records = NodeRecords::new(Arc::clone(&kv), keys, cluster.clone());
+        Self { kv, cluster, records }
+    }
+}
+
+#[async_trait]
+impl Store for Etcd {
+    fn kind(&self) -> LedgerStore {
+        LedgerStore::Etcd
+    }
+
+    fn publication(&self) -> Publication {
+        Publication::Record
+    }
+
+    fn ledger(&self, _: &Arc<dyn Objects>) -> Arc<dyn Ledger> {
+        Arc::new(EtcdLedger::new(Arc::clone(&self.kv), self.cluster.as_str()))
+    }
+
+    fn during(&self, leadership: &watch::Receiver<Leadership>, term: TermId) -> Arc<dyn Store> {
+        let kv = Arc::new(TermKv::new(Arc::clone(&self.kv), leadership.clone(), term));
+        Arc::new(Self::new(kv, self.cluster.clone()))
+    }
+
+    fn follow(&self, env: &SharedEnv, readiness: &Readiness) -> (Records, Option<TaskHandle>) {
+        let (records, prefix) = (Records::default(), keys::nodes_of(&self.cluster));
+        let (follower, ready) = (records.clone(), readiness.guard("node records in etcd"));
+        let mut updates = list_watch(Arc::clone(env), Arc::clone(&self.kv), ListWatch::new(prefix.clone()));
+        let task = env.spawn(
+            "node-records",
+            Box::pin(async move {
+                ready.not_ready("not listed yet");
+                while let Some(update) = updates.next().await {
+                    follower.apply(&prefix, update);
+                    if follower.synced() {
+                        ready.ready();
+                    }
+                }
+            }),
+        );
+        (records, Some(task))
+    }
+
+    fn probe(&self) -> Option<(&'static str, BoxFuture<'static, Result<(), String>>)> {
+        let kv = Arc::clone(&self.kv);
+        let look = async move {
+            let range = Range::one(keys::HEARTBEAT);
+            kv.range(range).await.map(drop).map_err(|error| error.to_string())
+        };
+        Some(("etcd", Box::pin(look)))
+    }
+
+    async fn addresses(&self) -> Result<Vec<String>, NodeError> {
+        let records = self.kv.range(Range { keys_only: true, ..Range::prefix(keys::IPS_PREFIX) }).await?;
+        Ok(records.kvs.into_iter().map(|kv| kv.key).collect())
+    }
+
+    async fn records(&self) -> Result<BTreeMap<String, KeyValue>, NodeError> {
+        let prefix = keys::nodes_of(&self.cluster);
+        let listed = list(self.kv.as_ref(), &prefix, PAGE_SIZE, false).await?;
+        let named = |kv: KeyValue| (kv.key.strip_prefix(&prefix).unwrap_or(&kv.key).to_owned(), kv);
+        Ok(listed.kvs.into_iter().map(named).collect())
+    }
+
+    async fn write(&self, name: &NodeName, guard: &Guard, change: RecordChange) -> Result<Revision, NodeError> {
+        let written = match change {
+            RecordChange::Publish(text) => self.records.publish(guard, name, text).await,
+            RecordChange::Withdraw => self.records.withdraw(guard, name).await,
+            RecordChange::WithdrawAddresses(keys) => self.records.withdraw_addresses(guard, &keys).await,
+        };
+        match written {
+            Guarded::Done(revision) => Ok(revision),
+            Guarded::GuardLost => Err(NodeError::GuardLost),
+            Guarded::Refused(refusal) => Err(refusal.into()),
+            Guarded::Unknown(why) => Err(NodeError::KvUnknown(why)),
+        }
+    }
+
+    fn duties(
+        &self,
+        ports: &Ports,
+        settings: DutySettings,
+        _: &EventRecorder,
+        metrics: &OperatorMetrics,
+    ) -> Vec<TaskHandle> {
+        duties::start(ports, Arc::clone(&self.kv), settings, metrics)
+    }
+}
