@@ -10,3 +10,4 @@ mod endpoints;
 mod gone;
 mod input;
 mod served;
+mod without_etcd;

@@ -4,6 +4,7 @@
 
 mod explorer;
 mod faults;
+mod object_ledger;
 mod real_apiserver;
 mod real_etcd;
 mod replay;

@@ -1,0 +1,324 @@
+//! The ledger in custom resources beyond what the conformance suite of the port asks: former leaders between fence and
+//! stamp, objects that somebody deletes, the other store.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use basal_crds::resources::{LEDGER_FINALIZER, LedgerStore};
+use basal_ipam::{
+    cell::{Block, BlockState, Cell, CellId, Version},
+    ledger::{CellSwap, FenceAnswer, Ledger, LedgerError, SwapAnswer},
+    names::{NodeName, TermId},
+    prefix::PodCidr,
+};
+use basal_objects::{
+    ledger::{ObjectLedger, activate},
+    object::{
+        Object, ObjectKey, Resource,
+        resources::{LEDGER, POD_CIDR_CELL},
+    },
+    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+};
+use basal_runtime::{env::SeededEnv, outcome::Outcome};
+use basal_sim::objects::ModelObjects;
+use futures::{future::BoxFuture, stream::BoxStream};
+use serde_json::{Value, json};
+
+const CELL: &str = "default-10-0-0-0-16";
+
+fn server() -> ModelObjects {
+    let server = ModelObjects::new(Arc::new(SeededEnv::new(1)));
+    server.define(&LEDGER, true).unwrap();
+    server.define(&POD_CIDR_CELL, false).unwrap();
+    server
+}
+
+fn ledger(server: &ModelObjects) -> ObjectLedger {
+    ObjectLedger::new(Arc::new(server.clone()), "default")
+}
+
+fn cidr(text: &str) -> PodCidr {
+    text.parse().unwrap()
+}
+
+fn id(text: &str) -> CellId {
+    CellId::new(cidr(text))
+}
+
+/// A cell with one granted block.
+fn cell(prefix: &str, block: &str, node: &str) -> Cell {
+    let mut cell = Cell::new(id(prefix), cidr("10.0.0.0/8"), 24).unwrap();
+    let granted = Block { state: BlockState::Granted, node: NodeName::new(node).unwrap(), uid: None };
+    cell.set(cidr(block), granted).unwrap();
+    cell
+}
+
+fn first() -> Cell {
+    cell("10.0.0.0/16", "10.0.0.0/24", "a")
+}
+
+async fn begin(ledger: &ObjectLedger, number: u64) -> TermId {
+    let (seen, term) = (ledger.begin().await.unwrap(), TermId::from_random(number, 0));
+    assert_eq!(ledger.take_fence(&seen, &term).await, FenceAnswer::Taken);
+    term
+}
+
+async fn swap(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cell) -> SwapAnswer {
+    ledger.swap(term, &[CellSwap { expected, new }]).await
+}
+
+async fn write(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cell) -> Version {
+    let id = new.id();
+    match swap(ledger, term, expected, new).await {
+        SwapAnswer::Done(versions) => versions[&id],
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn get(server: &ModelObjects, resource: Resource, name: &str) -> Object {
+    server.get(resource, &ObjectKey::cluster(name)).await.unwrap().unwrap()
+}
+
+async fn patch(server: &ModelObjects, resource: Resource, seen: &Object, body: Value) -> Outcome<Object, Refusal> {
+    let (uid, resource_version) = (seen.uid().to_owned(), seen.resource_version().to_owned());
+    server.patch(resource, &seen.key(), MergePatch { resource_version, uid, subresource: None, body }).await
+}
+
+async fn delete(server: &ModelObjects, resource: Resource, name: &str) {
+    let seen = get(server, resource, name).await;
+    let only_if = Preconditions { uid: seen.uid().to_owned(), resource_version: seen.resource_version().to_owned() };
+    assert!(server.delete(resource, &seen.key(), only_if).await.is_done());
+}
+
+/// Deletes an object as somebody does who takes its finalizer away first.
+async fn force_delete(server: &ModelObjects, resource: Resource, name: &str) {
+    let seen = get(server, resource, name).await;
+    assert!(patch(server, resource, &seen, json!({ "metadata": { "finalizers": null } })).await.is_done());
+    delete(server, resource, name).await;
+}
+
+/// An API server at which something happens right after the first list of cells.
+struct Hooked {
+    server: ModelObjects,
+    hook: Mutex<Option<BoxFuture<'static, ()>>>,
+}
+
+#[async_trait]
+impl Objects for Hooked {
+    async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError> {
+        self.server.get(resource, key).await
+    }
+
+    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+        let list = self.server.list(resource, scope, freshness).await;
+        let hook = self.hook.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook.await;
+        }
+        list
+    }
+
+    fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
+        self.server.watch(resource, scope)
+    }
+
+    async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
+        self.server.create(resource, object).await
+    }
+
+    async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
+        self.server.patch(resource, key, patch).await
+    }
+
+    async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal> {
+        self.server.delete(resource, key, only_if).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stamp_makes_what_a_former_leader_prepared_worthless() {
+    let server = server();
+    let (former, later) = (ledger(&server), ledger(&server));
+    let term = begin(&former, 1).await;
+    write(&former, &term, Version::ABSENT, first()).await;
+    let prepared = get(&server, POD_CIDR_CELL, CELL).await;
+    let successor = begin(&later, 2).await;
+    let stamped = get(&server, POD_CIDR_CELL, CELL).await;
+    assert_eq!(stamped.0["spec"]["term"], successor.as_str());
+    assert_eq!(stamped.0["spec"]["blocks"], prepared.0["spec"]["blocks"]);
+    // Its look at the fence was before the successor's term.
+    let late = patch(&server, POD_CIDR_CELL, &prepared, json!({ "spec": { "blocks": [] } })).await;
+    assert!(matches!(late, Outcome::Refused(Refusal::Conflict(_))), "{late:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_former_leader_writes_between_fence_and_stamp_is_honoured() {
+    let server = server();
+    let former = ledger(&server);
+    let term = begin(&former, 1).await;
+    write(&former, &term, Version::ABSENT, first()).await;
+    let prepared = get(&server, POD_CIDR_CELL, CELL).await;
+    let block = json!({ "block": "10.0.7.0/24", "state": "granted", "node": "late" });
+    let hook = {
+        let (server, block) = (server.clone(), block.clone());
+        async move {
+            let body = json!({ "spec": { "blocks": [block] } });
+            assert!(patch(&server, POD_CIDR_CELL, &prepared, body).await.is_done());
+        }
+    };
+    let hooked = Hooked { server: server.clone(), hook: Mutex::new(Some(Box::pin(hook))) };
+    let later = ObjectLedger::new(Arc::new(hooked), "default");
+    let successor = begin(&later, 2).await;
+    let cell = get(&server, POD_CIDR_CELL, CELL).await;
+    assert_eq!((&cell.0["spec"]["term"], &cell.0["spec"]["blocks"]), (&json!(successor.as_str()), &json!([block])));
+    let loaded = later.load().await.unwrap();
+    let claims = loaded.cells[&id("10.0.0.0/16")].cell.clone().unwrap();
+    assert_eq!(claims.blocks().keys().copied().collect::<Vec<_>>(), [cidr("10.0.7.0/24")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_leader_that_comes_between_keeps_its_fence() {
+    let server = server();
+    let former = ledger(&server);
+    let term = begin(&former, 1).await;
+    write(&former, &term, Version::ABSENT, first()).await;
+    let hook = {
+        let server = server.clone();
+        async move {
+            begin(&ledger(&server), 3).await;
+        }
+    };
+    let hooked = Hooked { server: server.clone(), hook: Mutex::new(Some(Box::pin(hook))) };
+    let second = ObjectLedger::new(Arc::new(hooked), "default");
+    let seen = second.begin().await.unwrap();
+    assert_eq!(second.take_fence(&seen, &TermId::from_random(2, 0)).await, FenceAnswer::Lost);
+    let third = TermId::from_random(3, 0);
+    assert_eq!(get(&server, LEDGER, "default").await.0["spec"]["term"], third.as_str());
+    assert_eq!(get(&server, POD_CIDR_CELL, CELL).await.0["spec"]["term"], third.as_str());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_that_waits_for_its_finalizer_is_a_cell() {
+    let server = server();
+    let ledger = ledger(&server);
+    let term = begin(&ledger, 1).await;
+    let version = write(&ledger, &term, Version::ABSENT, first()).await;
+    delete(&server, POD_CIDR_CELL, CELL).await;
+    let loaded = ledger.load().await.unwrap();
+    let stored = &loaded.cells[&id("10.0.0.0/16")];
+    assert_eq!(stored.cell, Ok(first()));
+    assert!(stored.version > version);
+    write(&ledger, &term, stored.version, cell("10.0.0.0/16", "10.0.9.0/24", "b")).await;
+    // The next term stamps it as well.
+    let term = begin(&ledger, 2).await;
+    assert_eq!(get(&server, POD_CIDR_CELL, CELL).await.0["spec"]["term"], term.as_str());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_that_lost_its_object_ends_the_term_and_is_known_to_the_next() {
+    let server = server();
+    let ledger = ledger(&server);
+    let term = begin(&ledger, 1).await;
+    let version = write(&ledger, &term, Version::ABSENT, first()).await;
+    ledger.load().await.unwrap();
+    force_delete(&server, POD_CIDR_CELL, CELL).await;
+    let answer = swap(&ledger, &term, version, first()).await;
+    assert_eq!(answer, SwapAnswer::Conflict([id("10.0.0.0/16")].into()));
+    assert!(matches!(ledger.load().await, Err(LedgerError::StoreReplaced(why)) if why.contains("10.0.0.0/16")));
+    assert!(matches!(ledger.read_fence().await, Err(LedgerError::StoreReplaced(_))), "for the whole term");
+
+    let term = begin(&ledger, 2).await;
+    let loaded = ledger.load().await.unwrap();
+    let lost = &loaded.cells[&id("10.0.0.0/16")];
+    assert_eq!((lost.version, lost.cell.as_ref().map(|cell| cell.blocks().len())), (Version::ABSENT, Ok(0)));
+    // Cells of another mask do not overlap it.
+    let wider = cell("10.0.0.0/12", "10.0.0.0/20", "b");
+    let answer = swap(&ledger, &term, Version::ABSENT, wider).await;
+    assert_eq!(answer, SwapAnswer::Conflict([id("10.0.0.0/12")].into()));
+    write(&ledger, &term, Version::ABSENT, first()).await;
+    assert_eq!(ledger.load().await.unwrap().cells[&id("10.0.0.0/16")].cell, Ok(first()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_was_deleted_ends_the_term_and_comes_back_with_its_cells() {
+    for made_anew in [false, true] {
+        let server = server();
+        let (former, later) = (ledger(&server), ledger(&server));
+        let term = begin(&former, 1).await;
+        let version = write(&former, &term, Version::ABSENT, first()).await;
+        force_delete(&server, LEDGER, "default").await;
+        if made_anew {
+            begin(&later, 2).await;
+        }
+        let answer = swap(&former, &term, version, first()).await;
+        assert!(matches!(answer, SwapAnswer::StoreReplaced(_)), "{answer:?}");
+        let term = begin(&later, 3).await;
+        let object = get(&server, LEDGER, "default").await;
+        assert_eq!(object.0["spec"]["cells"], json!(["10.0.0.0/16"]));
+        assert_eq!(object.0["metadata"]["finalizers"], json!([LEDGER_FINALIZER]));
+        let loaded = later.load().await.unwrap();
+        assert!(loaded.fence.holds(&term));
+        assert_eq!(loaded.cells[&id("10.0.0.0/16")].cell, Ok(first()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stamp_brings_a_finalizer_back() {
+    let server = server();
+    let ledger = ledger(&server);
+    let term = begin(&ledger, 1).await;
+    write(&ledger, &term, Version::ABSENT, first()).await;
+    let seen = get(&server, POD_CIDR_CELL, CELL).await;
+    assert!(patch(&server, POD_CIDR_CELL, &seen, json!({ "metadata": { "finalizers": ["theirs"] } })).await.is_done());
+    begin(&ledger, 2).await;
+    let finalizers = get(&server, POD_CIDR_CELL, CELL).await.0["metadata"]["finalizers"].clone();
+    assert_eq!(finalizers, json!(["theirs", LEDGER_FINALIZER]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_index_write_is_no_write_of_the_fence() {
+    let server = server();
+    let (leader, candidate) = (ledger(&server), ledger(&server));
+    let term = begin(&leader, 1).await;
+    let seen = candidate.begin().await.unwrap();
+    write(&leader, &term, Version::ABSENT, first()).await;
+    assert_eq!(candidate.take_fence(&seen, &TermId::from_random(2, 0)).await, FenceAnswer::Taken);
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_of_other_clusters_and_strays_are_no_cells() {
+    let server = server();
+    let (ours, theirs) = (ledger(&server), ObjectLedger::new(Arc::new(server.clone()), "other"));
+    let (term, other) = (begin(&ours, 1).await, begin(&theirs, 1).await);
+    write(&ours, &term, Version::ABSENT, first()).await;
+    write(&theirs, &other, Version::ABSENT, cell("10.0.0.0/16", "10.0.3.0/24", "x")).await;
+    let mut stray = get(&server, POD_CIDR_CELL, CELL).await;
+    stray.0["metadata"] = json!({ "name": "copy" });
+    assert!(server.create(POD_CIDR_CELL, stray).await.is_done());
+    let loaded = ours.load().await.unwrap();
+    assert_eq!(loaded.cells.keys().copied().collect::<Vec<_>>(), [id("10.0.0.0/16")]);
+    assert_eq!(loaded.cells[&id("10.0.0.0/16")].cell, Ok(first()));
+    assert_eq!(loaded.strays, ["PodCIDRCell copy"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_active_store_grants() {
+    let server = server();
+    activate(&server, "default", LedgerStore::Etcd).await.unwrap();
+    activate(&server, "default", LedgerStore::Etcd).await.unwrap();
+    let ledger = ledger(&server);
+    let error = ledger.begin().await.unwrap_err();
+    assert!(matches!(error, LedgerError::NotActive { .. }), "{error}");
+    assert!(error.to_string().contains("set kvstore to \"etcd\""), "{error}");
+    let error = activate(&server, "default", LedgerStore::CustomResources).await.unwrap_err();
+    assert!(matches!(error, LedgerError::NotActive { .. }), "{error}");
+
+    // Chosen meanwhile: the term ends.
+    let seen = get(&server, LEDGER, "default").await;
+    assert!(patch(&server, LEDGER, &seen, json!({ "spec": { "store": "custom-resources" } })).await.is_done());
+    let term = begin(&ledger, 1).await;
+    let seen = get(&server, LEDGER, "default").await;
+    assert!(patch(&server, LEDGER, &seen, json!({ "spec": { "store": "etcd" } })).await.is_done());
+    assert_eq!(swap(&ledger, &term, Version::ABSENT, first()).await, SwapAnswer::FenceLost);
+    assert!(matches!(ledger.read_fence().await, Err(LedgerError::NotActive { .. })));
+}
