@@ -5,6 +5,7 @@ cluster-id: {{ .Values.cluster.id | quote }}
 ipam: {{ .Values.ipam.mode | quote }}
 enable-ipv4: {{ .Values.ipv4.enabled | quote }}
 enable-ipv6: {{ .Values.ipv6.enabled | quote }}
+{{- if .Values.etcd.enabled }}
 identity-allocation-mode: "kvstore"
 kvstore: "etcd"
 kvstore-opt: '{"etcd.config": "/var/lib/etcd-config/etcd.config"}'
@@ -18,6 +19,9 @@ etcd-config: |
   cert-file: /var/lib/etcd-secrets/etcd-client.crt
   key-file: /var/lib/etcd-secrets/etcd-client.key
   {{- end }}
+{{- else }}
+identity-allocation-mode: "crd"
+{{- end }}
 debug: {{ .Values.debug.enabled | quote }}
 {{- end }}
 

@@ -60,6 +60,7 @@ app.kubernetes.io/name: basal-operator
 - name: cilium-config
   mountPath: /tmp/cilium/config-map
   readOnly: true
+{{- if .Values.etcd.enabled }}
 - name: etcd-config
   mountPath: /var/lib/etcd-config
   readOnly: true
@@ -69,6 +70,7 @@ app.kubernetes.io/name: basal-operator
   readOnly: true
 {{- end }}
 {{- end }}
+{{- end }}
 
 {{/* Volumes for them; .secret names the secret, .mode its files' permissions, in decimal: 0400 is not the same number in
 every YAML. 256 is r--------, 288 is r--r-----. */}}
@@ -76,6 +78,7 @@ every YAML. 256 is r--------, 288 is r--r-----. */}}
 - name: cilium-config
   configMap:
     name: cilium-config
+{{- if .root.Values.etcd.enabled }}
 - name: etcd-config
   configMap:
     name: cilium-config
@@ -87,5 +90,6 @@ every YAML. 256 is r--------, 288 is r--r-----. */}}
   secret:
     secretName: {{ .secret }}
     defaultMode: {{ .mode }}
+{{- end }}
 {{- end }}
 {{- end }}

@@ -11,9 +11,9 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/basal")
 }
 
-/// The least that a user has to set.
-pub(crate) fn least() -> Value {
-    json!({ "etcd": { "endpoints": ["https://etcd.example:2379"] } })
+/// The least that a user has to set to keep records in etcd. Without etcd it is nothing.
+pub(crate) fn with_etcd() -> Value {
+    json!({ "etcd": { "enabled": true, "endpoints": ["https://etcd.example:2379"] } })
 }
 
 /// What a command of helm prints for the chart with values.

@@ -3,7 +3,7 @@
 use basal_e2e::servers::{ApiServer, ApiServerOptions};
 use serde_json::{Value, json};
 
-use crate::chart::{least, objects, only};
+use crate::chart::{objects, only, with_etcd};
 
 /// The one container of a workload.
 fn container(workload: &Value) -> &Value {
@@ -12,7 +12,7 @@ fn container(workload: &Value) -> &Value {
 
 #[test]
 fn no_container_is_privileged_and_capabilities_are_listed() {
-    let objects = objects(&least()).unwrap();
+    let objects = objects(&with_etcd()).unwrap();
     let (agent, operator) = (only(&objects, "DaemonSet"), only(&objects, "Deployment"));
     for workload in [&agent, &operator] {
         let pod = &workload["spec"]["template"]["spec"];
@@ -36,7 +36,7 @@ fn no_container_is_privileged_and_capabilities_are_listed() {
 
 #[test]
 fn the_operators_own_secret_is_not_the_agents() {
-    let mut values = least();
+    let mut values = with_etcd();
     values["etcd"]["operatorSecretName"] = json!("operator-secret");
     let objects = objects(&values).unwrap();
     let secret = |kind: &str| {
@@ -51,11 +51,14 @@ fn the_operators_own_secret_is_not_the_agents() {
 #[test]
 fn a_real_api_server_takes_every_object_and_grants_no_more_than_needed() {
     let server = ApiServer::start(ApiServerOptions::default()).unwrap();
-    for object in objects(&least()).unwrap() {
-        // Strict: a field that the API does not know is an error.
-        let apply = ["apply", "--server-side", "--validate=strict", "-f", "-"];
-        server.kubectl().unwrap().args(apply).stdin(object.to_string()).done().unwrap();
-    }
+    let install = |values: &Value| {
+        for object in objects(values).unwrap() {
+            // Strict: a field that the API does not know is an error.
+            let apply = ["apply", "--server-side", "--validate=strict", "-f", "-"];
+            server.kubectl().unwrap().args(apply).stdin(object.to_string()).done().unwrap();
+        }
+    };
+    install(&with_etcd());
     let may = |account: &str, verb: &str, resource: &str, namespace: &str| {
         let user = format!("--as=system:serviceaccount:kube-system:{account}");
         let run = server.kubectl().unwrap().args(["auth", "can-i", verb, resource, "-n", namespace, user.as_str()]);
@@ -116,4 +119,8 @@ fn a_real_api_server_takes_every_object_and_grants_no_more_than_needed() {
     ] {
         assert_eq!(may(account, verb, resource, namespace), wanted, "{account} {verb} {resource} in {namespace}");
     }
+    let agents_identities = |verb: &str| may("basal-agent", verb, "ciliumidentities.cilium.io", "default");
+    assert_eq!(["list", "create"].map(agents_identities), ["no", "no"]);
+    install(&json!({}));
+    assert_eq!(["watch", "create", "patch", "delete"].map(agents_identities), ["yes", "yes", "yes", "no"]);
 }

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::chart::{helm, least, objects, only};
+use crate::chart::{helm, objects, only, with_etcd};
 
-/// The least values, with one more at a JSON pointer.
+/// The values with etcd, with one more at a JSON pointer.
 fn with(pointer: &str, value: Value) -> Value {
-    let mut values = least();
+    let mut values = with_etcd();
     let mut place = &mut values;
     for part in pointer.split('/') {
         place = &mut place[part];
@@ -17,7 +17,8 @@ fn with(pointer: &str, value: Value) -> Value {
 
 #[test]
 fn the_least_values_pass_the_linter() {
-    helm(&["lint", "--strict"], &least()).unwrap();
+    helm(&["lint", "--strict"], &json!({})).unwrap();
+    helm(&["lint", "--strict"], &with_etcd()).unwrap();
 }
 
 #[test]
@@ -25,7 +26,7 @@ fn values_that_cannot_work_are_refused_by_name() {
     for (pointer, value, wanted) in [
         ("etcd/endpoints", json!([]), "at '/etcd/endpoints': minItems: got 0, want 1"),
         ("etcd/endpoints", json!(["etcd.example:2379"]), "at '/etcd/endpoints/0': "),
-        ("etcd/enabled", json!(false), "at '/etcd/enabled': value must be true"),
+        ("etcd/enabled", json!("yes"), "at '/etcd/enabled': got string, want boolean"),
         ("ipam/mode", json!("multi-pool"), "at '/ipam/mode': value must be 'cluster-pool'"),
         ("ipam/operator/clusterPoolIPv4PodCIDRList", json!([]), "at '/ipam/operator/clusterPoolIPv4PodCIDRList': "),
         ("ipam/operator/clusterPoolIPv4MaskSize", json!(31), "at '/ipam/operator/clusterPoolIPv4MaskSize': "),
@@ -63,6 +64,7 @@ fn values_become_keys_of_cilium() {
         ("cluster-pool-ipv4-cidr", "10.1.0.0/16 10.2.0.0/16"),
         ("cluster-pool-ipv6-mask-size", "120"),
         ("enable-ipv6", "true"),
+        ("identity-allocation-mode", "kvstore"),
         ("kvstore-opt", r#"{"etcd.config": "/var/lib/etcd-config/etcd.config"}"#),
         ("identity-gc-interval", "30s"),
         ("own", "true"),
@@ -79,9 +81,21 @@ fn values_become_keys_of_cilium() {
 
 #[test]
 fn a_family_that_is_off_has_no_pool() {
-    let config = only(&objects(&least()).unwrap(), "ConfigMap");
+    let config = only(&objects(&with_etcd()).unwrap(), "ConfigMap");
     assert_eq!(config["data"]["enable-ipv6"], "false");
     assert_eq!(config["data"].get("cluster-pool-ipv6-cidr"), None);
+}
+
+#[test]
+fn without_etcd_nothing_of_it_is_left() {
+    let objects = objects(&json!({})).unwrap();
+    let config = only(&objects, "ConfigMap")["data"].clone();
+    assert_eq!(config["identity-allocation-mode"], "crd");
+    assert!(config.get("kvstore").is_none() && !config.to_string().contains("etcd"), "{config}");
+    for kind in ["DaemonSet", "Deployment"] {
+        let workload = only(&objects, kind).to_string();
+        assert!(!workload.contains("etcd-secrets") && !workload.contains("etcd-config"), "{kind}");
+    }
 }
 
 #[test]
@@ -101,8 +115,8 @@ fn pods_are_replaced_for_keys_of_their_own_only() {
         object["spec"]["template"]["metadata"]["annotations"]["cilium.io/cilium-configmap-checksum"].clone()
     };
     let changes =
-        |values: Value| ["DaemonSet", "Deployment"].map(|kind| checksum(&values, kind) != checksum(&least(), kind));
-    assert_eq!(changes(least()), [false, false]);
+        |values: Value| ["DaemonSet", "Deployment"].map(|kind| checksum(&values, kind) != checksum(&with_etcd(), kind));
+    assert_eq!(changes(with_etcd()), [false, false]);
     let longer = json!(["10.0.0.0/8", "11.0.0.0/8"]);
     assert_eq!(changes(with("ipam/operator/clusterPoolIPv4PodCIDRList", longer)), [false, true]);
     assert_eq!(changes(with("MTU", json!(9000))), [true, false]);
