@@ -16,7 +16,7 @@ const IDENTITIES: &str = "cilium/state/identities/v1/id/";
 
 /// What exists because of pods, over the whole cluster.
 #[derive(Debug, PartialEq, Eq)]
-struct Traces {
+pub(crate) struct Traces {
     links: BTreeSet<String>,
     endpoint_rows: BTreeSet<String>,
     ip_records: BTreeSet<String>,
@@ -33,36 +33,15 @@ pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
     let ids_before: BTreeSet<String> = keys(cluster, IDENTITIES)?.into_iter().collect();
     let mut ids_used = BTreeSet::new();
     for round in 1..=ROUNDS {
-        let name = format!("churn{round}");
-        cluster.apply(&idle_deployment(&name, PODS).to_string())?;
-        cluster.wait_rollout("default", &format!("deployment/{name}"), Duration::from_secs(180))?;
-        let pods = running(cluster, &name)?;
-        ensure!(pods.len() == PODS, "{} of {PODS} pods run", pods.len());
-        let addresses: Vec<&String> = pods.iter().flat_map(|pod| &pod.addresses).collect();
-        let different: BTreeSet<&String> = addresses.iter().copied().collect();
-        ensure!(
-            different.len() == 2 * PODS,
-            "{} addresses for {PODS} pods, {} different",
-            addresses.len(),
-            different.len()
-        );
+        pods_come(cluster, &name_of(round))?;
         ids_used.extend(keys(cluster, IDENTITIES)?.into_iter().filter(|key| !ids_before.contains(key)));
         // They go while the next ones come, as in a rolling update.
-        cluster.kubectl()?.args(["delete", "deployment", "-n", "default", &name, "--wait=false"]).done()?;
+        cluster.kubectl()?.args(["delete", "deployment", "-n", "default", &name_of(round), "--wait=false"]).done()?;
     }
-    eventually("the pods to go", || {
-        for round in 1..=ROUNDS {
-            let left = running(cluster, &format!("churn{round}"))?.len();
-            ensure!(left == 0, "{left} pods of round {round} are left");
-        }
-        Ok(())
-    })?;
-    eventually("every trace of the pods to go", || {
-        let after = traces(cluster)?;
-        let grown = after.minus(&before);
-        ensure!(grown.is_empty(), "left are {grown:?}");
-        Ok(())
-    })?;
+    for round in 1..=ROUNDS {
+        pods_are_gone(cluster, &name_of(round))?;
+    }
+    eventually("every trace of the pods to go", || before.are_all_that_is_left(cluster))?;
     // The traces held the planted one too.
     let collected = operator_metric(cluster, "basal_operator_endpoint_gc_objects_total", &[r#""success""#])?;
     ensure!(collected >= 1.0, "no operator says that it collected a CiliumEndpoint");
@@ -72,6 +51,10 @@ pub(crate) fn pods_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
         ensure!(left.is_empty(), "left are {left:?}");
         Ok(())
     })
+}
+
+fn name_of(round: usize) -> String {
+    format!("churn{round}")
 }
 
 /// Makes a CiliumEndpoint as an agent leaves one whose node was lost: its pod is not there.
@@ -84,7 +67,40 @@ fn plant_endpoint(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&object.to_string())
 }
 
+/// Sixty pods come, all with addresses of their own.
+pub(crate) fn pods_come(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    cluster.apply(&idle_deployment(name, PODS).to_string())?;
+    cluster.wait_rollout("default", &format!("deployment/{name}"), Duration::from_secs(180))?;
+    let pods = running(cluster, name)?;
+    ensure!(pods.len() == PODS, "{} of {PODS} pods run", pods.len());
+    let addresses: Vec<&String> = pods.iter().flat_map(|pod| &pod.addresses).collect();
+    let different: BTreeSet<&String> = addresses.iter().copied().collect();
+    ensure!(
+        different.len() == 2 * PODS,
+        "{} addresses for {PODS} pods, {} different",
+        addresses.len(),
+        different.len()
+    );
+    Ok(())
+}
+
+/// Waits until they have gone.
+pub(crate) fn pods_are_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    eventually(&format!("the pods of {name} to go"), || {
+        let left = running(cluster, name)?.len();
+        ensure!(left == 0, "{left} pods are left");
+        Ok(())
+    })
+}
+
 impl Traces {
+    /// Fails as long as there is more than this.
+    pub(crate) fn are_all_that_is_left(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let grown = traces(cluster)?.minus(self);
+        ensure!(grown.is_empty(), "left are {grown:?}");
+        Ok(())
+    }
+
     fn minus(&self, before: &Self) -> Vec<String> {
         let sets = [
             (&self.links, &before.links),
@@ -96,7 +112,7 @@ impl Traces {
     }
 }
 
-fn traces(cluster: &Cluster) -> anyhow::Result<Traces> {
+pub(crate) fn traces(cluster: &Cluster) -> anyhow::Result<Traces> {
     let (mut links, mut endpoint_rows) = (BTreeSet::new(), BTreeSet::new());
     for node in cluster.nodes()? {
         // Without the agent there would be no rows to count.

@@ -13,6 +13,7 @@ mod services;
 mod suite;
 mod traffic;
 mod view;
+mod without_etcd;
 mod workload;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let trials = vec![
         timed("a_cluster_boots_and_leaves_nothing", boot::boots_and_leaves_nothing),
         timed("a_start_cut_short_is_cleaned_up", boot::cut_short),
+        timed("without_etcd_records_are_custom_resources", without_etcd::records_are_objects),
         suite.trial("every_node_is_served", install::every_node_is_served),
         suite.trial("everybody_talks", traffic::everybody_talks),
         suite.trial("forwarding_goes_on_without_an_agent", restart::forwarding_goes_on),

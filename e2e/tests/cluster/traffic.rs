@@ -20,9 +20,15 @@ pub(crate) fn everybody_talks(cluster: &mut Cluster) -> anyhow::Result<()> {
     let nodes = cluster.nodes()?;
     let (red, blue) = (deploy(cluster, "red", nodes.len())?, deploy(cluster, "blue", nodes.len())?);
     let (services, node_port) = expose(cluster, "blue")?;
-    let identities = eventually("identities of both Deployments", || identities(cluster, &red, &blue))?;
+    let identities = eventually("identities of both Deployments", || {
+        let identities = identities(cluster, &[("red", &red), ("blue", &blue)])?;
+        ensure!(identities["red"] != identities["blue"], "different labels, one identity: {identities:?}");
+        Ok(identities)
+    })?;
     for node in &nodes {
-        eventually(&format!("ipcache rows on {}", node.name()), || rows(cluster, node, &red, &blue, &identities))?;
+        eventually(&format!("ipcache rows on {}", node.name()), || {
+            rows(cluster, node, &[("red", &red), ("blue", &blue)], &identities)
+        })?;
     }
     let capture = Capture::start(cluster)?;
     let world = World { nodes: &nodes, pods: [red.as_slice(), &blue].concat(), services: &services, node_port };
@@ -45,34 +51,35 @@ pub(crate) fn everybody_talks(cluster: &mut Cluster) -> anyhow::Result<()> {
 }
 
 /// Identity of each Deployment, by the CiliumEndpoints of its pods.
-fn identities(cluster: &Cluster, red: &[Pod], blue: &[Pod]) -> anyhow::Result<BTreeMap<&'static str, u64>> {
+pub(crate) fn identities(
+    cluster: &Cluster,
+    apps: &[(&'static str, &[Pod])],
+) -> anyhow::Result<BTreeMap<&'static str, u64>> {
     let mut identities = BTreeMap::new();
-    for (app, pods) in [("red", red), ("blue", blue)] {
-        for pod in pods {
+    for (app, pods) in apps {
+        for pod in *pods {
             let endpoint = cluster.get(&["ciliumendpoint", "-n", "default", &pod.name])?;
             let id = endpoint.pointer("/status/identity/id").and_then(serde_json::Value::as_u64);
             let id = id.with_context(|| format!("the CiliumEndpoint of {} has no identity", pod.name))?;
             ensure!(id >= 256, "{} has the reserved identity {id}", pod.name);
-            let first = *identities.entry(app).or_insert(id);
+            let first = *identities.entry(*app).or_insert(id);
             ensure!(first == id, "pods of {app} have the identities {first} and {id}");
         }
     }
-    ensure!(identities["red"] != identities["blue"], "different labels, one identity: {identities:?}");
     Ok(identities)
 }
 
 /// The ipcache of a node has each pod with its identity, and with the tunnel endpoint of its node when that is another.
-fn rows(
+pub(crate) fn rows(
     cluster: &Cluster,
     node: &Node,
-    red: &[Pod],
-    blue: &[Pod],
+    apps: &[(&'static str, &[Pod])],
     identities: &BTreeMap<&'static str, u64>,
 ) -> anyhow::Result<()> {
     let table = basal(cluster, node.name(), &["bpf", "ipcache", "list"])?;
-    for (app, pods) in [("red", red), ("blue", blue)] {
+    for (app, pods) in apps {
         let identity = format!("identity={}", identities[app]);
-        for pod in pods {
+        for pod in *pods {
             let endpoint = if pod.node == node.name() {
                 "tunnelendpoint=0.0.0.0".to_owned()
             } else {
@@ -158,7 +165,7 @@ impl World<'_> {
 }
 
 /// TCP, UDP and ICMP to a server pod.
-fn reach(checks: &mut Checks, label: &str, address: &str) {
+pub(crate) fn reach(checks: &mut Checks, label: &str, address: &str) {
     checks.add(format!("TCP {label}"), get(&format!("{}:{PORT}/hostname", in_url(address))));
     checks.add(format!("UDP {label}"), udp(&in_url(address), PORT + 1));
     checks.add(format!("ping {label}"), format!("ping -c 1 -W 2 {address}"));
@@ -193,18 +200,18 @@ fn retry(command: &str) -> String {
 }
 
 /// tcpdump on the underlay bridge.
-struct Capture {
+pub(crate) struct Capture {
     pid: u32,
     file: std::path::PathBuf,
 }
 
 impl Capture {
-    fn start(cluster: &Cluster) -> anyhow::Result<Self> {
+    pub(crate) fn start(cluster: &Cluster) -> anyhow::Result<Self> {
         let (file, log) = (cluster.dir().join("vxlan.pcap"), cluster.dir().join("log/tcpdump.log"));
         let mut tcpdump = Command::new("nsenter");
         tcpdump
             .arg(format!("--net=/run/netns/{}-net", cluster.name()))
-            .args(["tcpdump", "-i", "br0", "-Z", "root", "-U", "-s", "128", "-w"])
+            .args(["tcpdump", "-i", "br0", "-Z", "root", "-U", "--immediate-mode", "-s", "128", "-w"])
             .arg(&file)
             .args(["udp", "port", "8472"])
             .env(MARK, cluster.name().to_string());
@@ -217,7 +224,7 @@ impl Capture {
     }
 
     /// Ends the capture and answers tcpdump's lines.
-    fn stop(self) -> anyhow::Result<String> {
+    pub(crate) fn stop(self) -> anyhow::Result<String> {
         process::signal_pid(self.pid, Signal::SIGTERM)?;
         eventually("the capture to end", || {
             ensure!(!process::is_alive(self.pid), "tcpdump runs");
@@ -229,7 +236,7 @@ impl Capture {
 }
 
 /// The VNIs in tcpdump's lines.
-fn identities_on_the_wire(packets: &str) -> BTreeSet<u64> {
+pub(crate) fn identities_on_the_wire(packets: &str) -> BTreeSet<u64> {
     let after =
         |line: &str| line.split_once("vni ")?.1.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok();
     packets.lines().filter_map(after).collect()

@@ -1,0 +1,101 @@
+//! Scenario 10: a cluster without an etcd of Basal's, where all records are custom resources.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, anyhow, ensure};
+use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, Options};
+use serde_json::json;
+
+use crate::churn::{pods_are_gone, pods_come, traces};
+use crate::suite::values;
+use crate::traffic::{Capture, identities, identities_on_the_wire, reach, rows};
+use crate::view::{basal, eventually, keys, knows_the_others, pod_cidrs};
+use crate::workload::{Checks, Pod, delete, deploy};
+
+/// Boots a cluster of its own: every node is served and known to the others, pods talk across nodes with their identity
+/// on the wire, sixty pods come and go, a node goes for good. Nobody ever wrote to etcd.
+pub(crate) fn records_are_objects() -> anyhow::Result<()> {
+    let name: ClusterName = "none".parse()?;
+    cluster::down(&name)?;
+    let mut values = values();
+    values["etcd"] = json!({"enabled": false});
+    let options = Options { name: name.clone(), nodes: 3, cni: Cni::Basal, basal: BasalOptions { values } };
+    let result = cluster::up(&options).and_then(|mut cluster| exercise(&mut cluster));
+    let result = result.map_err(|error| match Cluster::open(&name).and_then(|cluster| cluster.collect()) {
+        Ok(folder) => anyhow!("{error:#}\nlogs, objects, maps and routes: {}", folder.display()),
+        Err(nothing) => anyhow!("{error:#}\nnothing could be collected: {nothing:#}"),
+    });
+    cluster::down(&name)?;
+    result
+}
+
+fn exercise(cluster: &mut Cluster) -> anyhow::Result<()> {
+    every_node_is_served(cluster)?;
+    let status = basal(cluster, "n1", &["status"])?;
+    ensure!(status.lines().any(|line| line.starts_with("KVStore:") && line.ends_with("Disabled")), "{status}");
+    let before = traces(cluster)?;
+    pods_come(cluster, "churn")?;
+    let endpoints = cluster.list(&["ciliumendpoints", "-n", "default"])?;
+    ensure!(endpoints.len() == 60, "{} CiliumEndpoints for 60 pods", endpoints.len());
+    delete(cluster, &["deployment", "churn"])?;
+    pods_are_gone(cluster, "churn")?;
+    eventually("every trace of the pods to go", || before.are_all_that_is_left(cluster))?;
+    // Others forget the node after half a minute; what happens meanwhile takes about as long.
+    cluster.remove_node("n3", true)?;
+    let pods = deploy(cluster, "green", 2)?;
+    everybody_talks(cluster, &pods)?;
+    delete(cluster, &["deployment", "green"])?;
+    for node in cluster.nodes()? {
+        eventually(&format!("{} to forget n3", node.name()), || knows_the_others(cluster, &node))?;
+    }
+    let written = keys(cluster, "")?;
+    ensure!(written.is_empty(), "etcd holds {written:?}");
+    Ok(())
+}
+
+fn every_node_is_served(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    for node in cluster.nodes()? {
+        let cidrs = pod_cidrs(cluster, node.name())?;
+        let families = (cidrs.iter().filter(|cidr| !cidr.contains(':')).count(), cidrs.len());
+        ensure!(families == (1, 2), "{} has the PodCIDRs {cidrs:?}", node.name());
+        let object = cluster.get(&["ciliumnode", node.name()])?;
+        for cidr in &cidrs {
+            ensure!(seen.insert(cidr.clone()), "{cidr} belongs to two nodes");
+            let uses = object.pointer("/status/ipam/pod-cidrs").context("no PodCIDR is confirmed")?;
+            ensure!(uses[cidr]["status"] == "in-use", "the status of {} says {uses}", node.name());
+        }
+    }
+    for node in cluster.nodes()? {
+        eventually(&format!("{} to know the others", node.name()), || knows_the_others(cluster, &node))?;
+    }
+    Ok(())
+}
+
+/// Every pod reaches every other, over both families, with the identity of their labels as VNI.
+fn everybody_talks(cluster: &Cluster, pods: &[Pod]) -> anyhow::Result<()> {
+    let apps = [("green", pods)];
+    let found = eventually("the identity of the Deployment", || identities(cluster, &apps))?;
+    let identity = found["green"];
+    let object = cluster.get(&["ciliumidentity", &identity.to_string()])?;
+    ensure!(object["security-labels"]["k8s:app"] == "green", "CiliumIdentity {identity} is {object}");
+    for node in cluster.nodes()? {
+        eventually(&format!("ipcache rows on {}", node.name()), || rows(cluster, &node, &apps, &found))?;
+    }
+    let capture = Capture::start(cluster)?;
+    let mut result = Ok(());
+    for pod in pods {
+        let mut checks = Checks::default();
+        for target in pods.iter().filter(|target| target.node != pod.node) {
+            for address in &target.addresses {
+                reach(&mut checks, &format!("pod on {} {address}", target.node), address);
+            }
+        }
+        let shell = cluster.kubectl()?.args(["exec", "-i", "-n", "default", &pod.name, "-c", "server", "--", "sh"]);
+        result = result.and_then(|()| checks.run(&format!("from pod {} on {}", pod.name, pod.node), shell));
+    }
+    let seen = identities_on_the_wire(&capture.stop()?);
+    result?;
+    ensure!(seen.contains(&identity), "no packet carried the identity {identity}; VNIs seen: {seen:?}");
+    Ok(())
+}
