@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test fmt lint crds advisories
+.PHONY: help setup demo demo-env demo-down test fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -43,6 +43,9 @@ lint: ## format check, clippy, dependency direction
 
 crds: ## write the CustomResourceDefinitions as YAML
 	cargo xtask crds
+
+docs: ## write the pages that are made from code and chart: docs/chart.md, the tables of docs/reference.md
+	cargo xtask docs
 
 advisories: ## check the dependencies against the RustSec database (needs the internet)
 	cargo deny check advisories

@@ -54,11 +54,11 @@ pub struct PoolFlags {
     #[arg(long, default_value = "cluster-pool")]
     pub ipam: String,
 
-    /// Give nodes IPv4 blocks
+    /// Give pods IPv4 addresses
     #[arg(long, default_value_t = true)]
     pub enable_ipv4: bool,
 
-    /// Give nodes IPv6 blocks
+    /// Give pods IPv6 addresses
     #[arg(long, default_value_t = true)]
     pub enable_ipv6: bool,
 
@@ -134,6 +134,8 @@ pub struct CollectionFlags {
     pub nodes_gc_interval: GoDuration,
 
     /// Collect no CiliumEndpoints
+    ///
+    /// Agents publish them all the same: Basal's ignore this key
     #[arg(long)]
     pub disable_endpoint_crd: bool,
 
@@ -146,15 +148,15 @@ pub struct CollectionFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Serving")]
 pub struct ServingFlags {
-    /// Address of /healthz, /readyz and /config
+    /// Address of /healthz, /readyz, /metrics and /config
     #[arg(long, default_value = "localhost:9234")]
     pub operator_api_serve_addr: ListenAddress,
 
-    /// Serve Prometheus metrics
+    /// Serve Prometheus metrics at an address of their own
     #[arg(long)]
     pub enable_metrics: bool,
 
-    /// Address of /metrics
+    /// The address of the metrics
     #[arg(long, default_value = ":9963")]
     pub operator_prometheus_serve_addr: ListenAddress,
 }

@@ -11,7 +11,7 @@
 use std::{any::TypeId, ffi::OsString, path::PathBuf};
 
 use clap::{
-    Arg, ArgAction, ArgMatches, Command, Parser,
+    Arg, ArgAction, ArgMatches, Command, CommandFactory, Parser,
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
@@ -83,7 +83,7 @@ pub enum ConfigError {
 /// # Errors
 /// See [`ConfigError`].
 pub fn load<C: Parser>(sources: &Sources, refusals: &[Refusal]) -> Result<Loaded<C>, ConfigError> {
-    let command = prepared::<C>();
+    let command = command::<C>();
     // What the command line alone says. Missing and wrong values are for the second reading.
     let flags = command.clone().ignore_errors(true).try_get_matches_from(&sources.arguments).map_err(of_flags)?;
     let layers = Layers::read(&command, &flags, sources)?;
@@ -98,8 +98,9 @@ pub fn load<C: Parser>(sources: &Sources, refusals: &[Refusal]) -> Result<Loaded
     Ok(Loaded { config, effective, unknown: layers.unknown(&command) })
 }
 
-/// The command with the value forms that Cilium's keys have.
-fn prepared<C: Parser>() -> Command {
+/// The flags of a daemon, with the value forms that Cilium's keys have: what [`load`] reads.
+#[must_use]
+pub fn command<C: CommandFactory>() -> Command {
     C::command().mut_args(|arg| {
         let is_bool = arg.get_value_parser().type_id() == TypeId::of::<bool>();
         match arg.get_action() {

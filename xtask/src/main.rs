@@ -5,6 +5,7 @@
 mod cache;
 mod crds;
 mod deps;
+mod docs;
 mod ebpf;
 mod ignored;
 mod setup;
@@ -26,6 +27,8 @@ enum Step {
     Crds(crds::Args),
     /// Check that the dependencies between our crates point downwards only.
     Deps,
+    /// Write the pages that are made from code and chart, or check that the committed ones are current.
+    Docs(docs::Args),
     /// Build the BPF object.
     Ebpf(ebpf::Args),
     /// Check that no test carries `#[ignore]`.
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().step {
         Step::Crds(args) => crds::run(&args),
         Step::Deps => deps::run(),
+        Step::Docs(args) => docs::run(&args),
         Step::Ebpf(args) => ebpf::run(&args),
         Step::Ignored => ignored::run(),
         Step::Setup(args) => setup::run(&args),

@@ -60,6 +60,7 @@ const RUNGS: &[Rung] = &[
             Step::Check(&["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
             Step::Check(&["cargo", "xtask", "crds", "--check"]),
             Step::Check(&["cargo", "nextest", "run", "--workspace", "--no-run"]),
+            Step::Check(&["cargo", "xtask", "docs", "--check"]),
         ],
     },
     Rung {

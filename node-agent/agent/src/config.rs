@@ -58,7 +58,7 @@ pub struct AgentConfig {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Node")]
 pub struct NodeFlags {
-    /// Name of the Node object
+    /// Name of the Node object; has to be there
     #[arg(long, env = "K8S_NODE_NAME")]
     pub node_name: String,
 
@@ -79,7 +79,7 @@ pub struct NodeFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Datapath")]
 pub struct DatapathFlags {
-    /// MTU of the underlay; 0 takes it from the node's device
+    /// MTU of the underlay, 1350 or more; 0 takes it from the node's device
     #[arg(long, default_value_t = 0)]
     pub mtu: u32,
 
@@ -88,14 +88,16 @@ pub struct DatapathFlags {
     pub tunnel_port: u16,
 
     /// Let pod traffic pass the host's network stack
+    ///
+    /// `false` takes the direct path for what kube-proxy cannot have translated
     #[arg(long, default_value_t = true)]
     pub enable_host_legacy_routing: bool,
 
-    /// Masquerade IPv4 from pods to outside of the cluster
+    /// Masquerade IPv4 from pods to outside of the cluster: packets take the node's address
     #[arg(long, default_value_t = true)]
     pub enable_ipv4_masquerade: bool,
 
-    /// Masquerade IPv6 from pods to outside of the cluster
+    /// Masquerade IPv6 from pods to outside of the cluster: packets take the node's address
     #[arg(long, default_value_t = true)]
     pub enable_ipv6_masquerade: bool,
 
@@ -112,11 +114,11 @@ pub struct DatapathFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Identities")]
 pub struct IdentityFlags {
-    /// Where identities are allocated: crd or kvstore; empty for the one that fits kvstore
+    /// Where identities are allocated: `crd` or `kvstore`; empty for the one that fits `kvstore`
     #[arg(long, default_value = "")]
     pub identity_allocation_mode: String,
 
-    /// Patterns of labels that count for identities, [source:][!]pattern, separated by spaces
+    /// Patterns of labels that count for identities, `[source:][!]pattern`, separated by spaces
     #[arg(long, default_value = "")]
     pub labels: String,
 
@@ -129,7 +131,7 @@ pub struct IdentityFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "CNI")]
 pub struct CniFlags {
-    /// Folder of sockets and of the journal
+    /// Folder of the socket, the delete queue and the journal
     #[arg(long, default_value = "/var/run/cilium", value_name = "FOLDER")]
     pub state_dir: PathBuf,
 
@@ -145,7 +147,7 @@ pub struct CniFlags {
     #[arg(long, default_value = "/etc/cni/net.d/05-cilium.conflist", value_name = "FILE")]
     pub write_cni_conf_when_ready: PathBuf,
 
-    /// Rename the configurations of other plugins
+    /// Put the configurations of other plugins aside
     #[arg(long, default_value_t = true)]
     pub cni_exclusive: bool,
 }
@@ -154,7 +156,7 @@ pub struct CniFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Serving")]
 pub struct ServingFlags {
-    /// Port of the probes, on loopback
+    /// Port of /healthz, /readyz, /metrics and /config, on 127.0.0.1
     #[arg(long, default_value_t = 9879)]
     pub agent_health_port: u16,
 
