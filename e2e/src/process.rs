@@ -16,6 +16,9 @@ use nix::unistd::{Pid, getpid, getppid};
 
 use crate::wait::{self, Check};
 
+/// How long the threads of a process may take to stop.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
 /// A process in a process group of its own that ends, at the latest, with the process that started it.
 #[derive(Debug)]
 pub struct Process {
@@ -71,6 +74,22 @@ impl Process {
     /// Sends a signal to its process group.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         killpg(self.group()?, signal).with_context(|| format!("sending {signal} to {}", self.name))
+    }
+
+    /// Freezes it (SIGSTOP) and waits until each of its threads stands still: the signal alone leaves them time to answer.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        wait::until(&format!("{} to stand still", self.name), FREEZE_LIMIT, Duration::from_millis(2), || {
+            let running =
+                fs::read_dir(&tasks)?.filter_map(Result::ok).filter(|task| !stands_still(&task.path())).count();
+            Ok(if running == 0 { Check::Done(()) } else { Check::NotYet(format!("{running} threads run")) })
+        })
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
     }
 
     /// Asks it to end (SIGTERM) and waits; after `limit` it is killed.
@@ -151,6 +170,13 @@ pub fn start_time(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// Whether a thread is stopped, by its folder in /proc; one that has ended is, too (proc_pid_stat(5): the state follows the
+/// name in parentheses).
+fn stands_still(task: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(task.join("stat")) else { return true };
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
 }
 
 /// Sends a signal to one process; one that has gone is no error.

@@ -9,7 +9,6 @@ use std::{fs, io::Read};
 use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -159,12 +158,12 @@ impl ApiServer {
 
     /// Freezes it (SIGSTOP): connections stay open and nothing answers.
     pub fn pause(&self) -> anyhow::Result<()> {
-        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::SIGSTOP))
+        self.process.as_ref().map_or(Ok(()), |process| process.freeze())
     }
 
     /// Undoes [`ApiServer::pause`].
     pub fn resume(&self) -> anyhow::Result<()> {
-        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::SIGCONT))
+        self.process.as_ref().map_or(Ok(()), |process| process.thaw())
     }
 }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -215,12 +214,12 @@ impl Etcd {
 
     /// Freezes it (SIGSTOP): connections stay open and nothing answers.
     pub fn pause(&self) -> anyhow::Result<()> {
-        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::SIGSTOP))
+        self.process.as_ref().map_or(Ok(()), |process| process.freeze())
     }
 
     /// Undoes [`Etcd::pause`].
     pub fn resume(&self) -> anyhow::Result<()> {
-        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::SIGCONT))
+        self.process.as_ref().map_or(Ok(()), |process| process.thaw())
     }
 
     /// Stops it, copies its data aside and starts it again.
