@@ -7,7 +7,7 @@ use basal_e2e::{command::Run, parts};
 use serde_json::{Value, json};
 
 /// The chart of this checkout.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/basal")
 }
 

@@ -3,7 +3,7 @@
 use basal_e2e::servers::{ApiServer, ApiServerOptions};
 use serde_json::{Value, json};
 
-use crate::chart::{objects, only, with_etcd};
+use crate::chart::{folder, objects, only, with_etcd};
 
 /// The one container of a workload.
 fn container(workload: &Value) -> &Value {
@@ -58,6 +58,12 @@ fn a_real_api_server_takes_every_object_and_grants_no_more_than_needed() {
             server.kubectl().unwrap().args(apply).stdin(object.to_string()).done().unwrap();
         }
     };
+    // kubectl answers for kinds that the API server knows.
+    let kinds = folder().join("crds").canonicalize().unwrap();
+    let apply = ["apply", "--server-side", "-f", kinds.to_str().unwrap()];
+    server.kubectl().unwrap().args(apply).done().unwrap();
+    let wait = ["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"];
+    server.kubectl().unwrap().args(wait).done().unwrap();
     install(&with_etcd());
     let may = |account: &str, verb: &str, resource: &str, namespace: &str| {
         let user = format!("--as=system:serviceaccount:kube-system:{account}");
