@@ -12,4 +12,6 @@ pub mod cell;
 pub mod config;
 pub mod ledger;
 pub mod names;
+pub mod owners;
 pub mod prefix;
+pub mod rest;

@@ -1,19 +1,19 @@
 //! The promise that nothing may break: no block has two owners, no block in use is free, quarantine is kept.
 //!
 //! [`BlockSafety`] looks at the stores themselves: the ledger's cells, in etcd or in custom resources, the CiliumNodes, the
-//! node records. What it
-//! finds must hold after every single change, whoever made it.
+//! node records. What it finds must hold after every single change, whoever made it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     time::Duration,
 };
 
 use basal_crds::kvstore::{NodeRecord, keys::NODES_PREFIX};
 use basal_ipam::{
-    cell::{Block, BlockState, Cell, CellError},
+    cell::{Cell, CellError},
+    owners::{Holding, Source, claim_holdings, conflicts},
     prefix::PodCidr,
+    rest::{RestBreach, RestWatch},
 };
 use basal_kvstore::{
     kv::Revision,
@@ -27,41 +27,6 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{kv::ModelKv, objects::ModelObjects};
-
-/// Where something says that a block is a node's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Source {
-    /// A claim in the ledger.
-    Claim(BlockState),
-    /// `spec.ipam.podCIDRs` of a CiliumNode.
-    Spec,
-    /// A node record in etcd.
-    Record,
-    /// `status.ipam.pod-cidrs` of a CiliumNode, by which agents without etcd know that they may use a block.
-    Confirmation,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Claim(state) => write!(f, "the ledger ({})", state.as_str()),
-            Self::Spec => f.write_str("its CiliumNode"),
-            Self::Record => f.write_str("its node record"),
-            Self::Confirmation => f.write_str("the confirmation in its CiliumNode"),
-        }
-    }
-}
-
-/// Something says that a block is a node's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
-    /// The block.
-    pub block: PodCidr,
-    /// The node's name.
-    pub node: String,
-    /// What says so.
-    pub source: Source,
-}
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,22 +43,9 @@ pub enum Breach {
     /// A block is confirmed to a node that has no claim to use it.
     #[error("{} is confirmed to {}, which has no claim to use it", .0.block, .0.node)]
     ConfirmedWithoutClaim(Holding),
-    /// A claim went, or passed to another node, without quarantine.
-    #[error("{block} left {node} without quarantine")]
-    NoQuarantine {
-        /// The block.
-        block: PodCidr,
-        /// Whose it was.
-        node: String,
-    },
-    /// A claim left quarantine too soon.
-    #[error("{block} left quarantine after {rested:?}")]
-    ShortQuarantine {
-        /// The block.
-        block: PodCidr,
-        /// How long it was there.
-        rested: Duration,
-    },
+    /// Quarantine was not kept.
+    #[error(transparent)]
+    Rest(#[from] RestBreach),
     /// A cell cannot be read.
     #[error("{key} cannot be read: {why}")]
     BadCell {
@@ -102,12 +54,6 @@ pub enum Breach {
         /// What is wrong with it.
         why: String,
     },
-}
-
-#[derive(Debug, Clone)]
-struct Claim {
-    block: Block,
-    quarantined: Option<Instant>,
 }
 
 /// What was read out of some keys, by the revision that wrote each: few of them change between two looks.
@@ -138,7 +84,8 @@ impl<T: Clone> Parsed<T> {
 pub struct BlockSafety {
     keys: LedgerKeys,
     quarantine: Duration,
-    claims: BTreeMap<PodCidr, Claim>,
+    begun: Instant,
+    rest: RestWatch,
     /// What was in use under a claim of its own when last looked at.
     covered: BTreeSet<(PodCidr, String)>,
     cluster: String,
@@ -155,7 +102,8 @@ impl BlockSafety {
             keys: LedgerKeys::new(cluster),
             cluster: cluster.to_owned(),
             quarantine,
-            claims: BTreeMap::new(),
+            begun: Instant::now(),
+            rest: RestWatch::new(quarantine),
             covered: BTreeSet::new(),
             cells: Parsed::default(),
             specs: Parsed::default(),
@@ -174,26 +122,31 @@ impl BlockSafety {
     /// The first broken promise.
     pub fn look(&mut self, kv: &ModelKv, objects: &ModelObjects) -> Result<(), Breach> {
         self.read(kv, objects);
-        let claims = self.read_claims()?;
+        let bad = |key: &String, error: &CellError| Breach::BadCell { key: key.clone(), why: error.to_string() };
+        let cells = self.cells.values().map(|(key, cell)| cell.as_ref().map_err(|error| bad(key, error)));
+        let cells: Vec<&Cell> = cells.collect::<Result<_, _>>()?;
         let uses: Vec<&Holding> =
             self.specs.values().chain(self.records.values()).flat_map(|(_, holdings)| holdings).collect();
-        let claimed: Vec<Holding> = claims
-            .iter()
-            .map(|(block, claim)| Holding {
-                block: *block,
-                node: claim.block.node.as_str().to_owned(),
-                source: Source::Claim(claim.block.state),
-            })
-            .collect();
-        one_owner(claimed.iter().chain(uses.iter().copied()).collect())?;
-        self.check_frees(&claims, &uses)?;
-        check_confirmations(&claims, &uses)?;
-        self.check_quarantine(&claims)?;
+        let claimed: Vec<Holding> = cells.iter().flat_map(|cell| claim_holdings(cell)).collect();
+        if let Some((one, other)) = conflicts(claimed.iter().chain(uses.iter().copied())).first() {
+            return Err(Breach::TwoOwners(Box::new((*one).clone()), Box::new((*other).clone())));
+        }
+        let now = self.begun.elapsed();
+        let breaches = self.rest.look(cells, now, now);
+        let freed = uses.iter().find(|holding| {
+            self.rest.claim(&holding.block).is_none() && self.covered.contains(&(holding.block, holding.node.clone()))
+        });
+        if let Some(holding) = freed {
+            return Err(Breach::FreeInUse((*holding).clone()));
+        }
+        check_confirmations(&self.rest, &uses)?;
+        if let Some(breach) = breaches.into_iter().next() {
+            return Err(breach.into());
+        }
         let covers = |holding: &&&Holding| {
-            claims.get(&holding.block).is_some_and(|claim| claim.block.node.as_str() == holding.node)
+            self.rest.claim(&holding.block).is_some_and(|block| block.node.as_str() == holding.node)
         };
         self.covered = uses.iter().filter(covers).map(|holding| (holding.block, holding.node.clone())).collect();
-        self.claims = claims;
         Ok(())
     }
 
@@ -220,51 +173,13 @@ impl BlockSafety {
         });
         (self.cells, self.specs, self.records) = (cells, specs, records);
     }
-
-    fn read_claims(&self) -> Result<BTreeMap<PodCidr, Claim>, Breach> {
-        let now = Instant::now();
-        let mut claims = BTreeMap::new();
-        for (key, cell) in self.cells.values() {
-            let bad = |error: &CellError| Breach::BadCell { key: key.clone(), why: error.to_string() };
-            for (at, block) in cell.as_ref().map_err(bad)?.blocks() {
-                let quarantined = (block.state == BlockState::Quarantined).then(|| {
-                    let since = self.claims.get(at).and_then(|claim| claim.quarantined);
-                    since.unwrap_or(now)
-                });
-                claims.insert(*at, Claim { block: block.clone(), quarantined });
-            }
-        }
-        Ok(claims)
-    }
-
-    fn check_frees(&self, claims: &BTreeMap<PodCidr, Claim>, uses: &[&Holding]) -> Result<(), Breach> {
-        let freed = uses.iter().find(|holding| {
-            !claims.contains_key(&holding.block) && self.covered.contains(&(holding.block, holding.node.clone()))
-        });
-        freed.map_or(Ok(()), |holding| Err(Breach::FreeInUse((*holding).clone())))
-    }
-
-    fn check_quarantine(&self, claims: &BTreeMap<PodCidr, Claim>) -> Result<(), Breach> {
-        for (at, before) in &self.claims {
-            let stays = claims.get(at).is_some_and(|now| now.block.node == before.block.node);
-            if stays {
-                continue;
-            }
-            let node = before.block.node.as_str().to_owned();
-            let Some(since) = before.quarantined else { return Err(Breach::NoQuarantine { block: *at, node }) };
-            if since.elapsed() < self.quarantine {
-                return Err(Breach::ShortQuarantine { block: *at, rested: since.elapsed() });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Whether the ledger holds what agents are told that it holds.
-fn check_confirmations(claims: &BTreeMap<PodCidr, Claim>, uses: &[&Holding]) -> Result<(), Breach> {
+fn check_confirmations(rest: &RestWatch, uses: &[&Holding]) -> Result<(), Breach> {
     let claimed = |holding: &Holding| {
-        let claim = claims.get(&holding.block);
-        claim.is_some_and(|claim| claim.block.node.as_str() == holding.node && claim.block.state.is_usable())
+        let claim = rest.claim(&holding.block);
+        claim.is_some_and(|block| block.node.as_str() == holding.node && block.state.is_usable())
     };
     let confirmed = uses.iter().filter(|holding| holding.source == Source::Confirmation);
     let wrong = confirmed.copied().find(|holding| !claimed(holding));
@@ -292,32 +207,15 @@ fn holding(block: &str, node: &str, source: Source) -> Option<Holding> {
     Some(Holding { block: block.parse().ok()?, node: node.to_owned(), source })
 }
 
-/// Whether every address has at most one owner.
-fn one_owner(mut holdings: Vec<&Holding>) -> Result<(), Breach> {
-    holdings.sort_by_key(|holding| (holding.block.family(), holding.block.first(), holding.block.last()));
-    let mut furthest: Option<&Holding> = None;
-    for holding in holdings {
-        let Some(before) = furthest else {
-            furthest = Some(holding);
-            continue;
-        };
-        // Of all blocks that reach into this one, the one that reaches furthest does: if it is the same node's, so are
-        // the others, because they share addresses with it.
-        if before.block.overlaps(&holding.block) && before.node != holding.node {
-            return Err(Breach::TwoOwners(Box::new(before.clone()), Box::new(holding.clone())));
-        }
-        let farther = before.block.family() != holding.block.family() || holding.block.last() > before.block.last();
-        furthest = Some(if farther { holding } else { before });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use basal_crds::names::{ClusterId, ClusterName};
-    use basal_ipam::{cell::CellId, names::NodeName};
+    use basal_ipam::{
+        cell::{Block, BlockState, CellId},
+        names::NodeName,
+    };
     use basal_kvstore::kv::{Keys, Kv as _, Op, Txn};
     use basal_objects::{object::ObjectKey, port::Objects as _};
     use basal_runtime::{env::SeededEnv, outcome::Outcome};
@@ -447,17 +345,15 @@ mod tests {
         stage.ledger(&[("10.0.0.0/24", "a", Granted)]).await;
         stage.look().unwrap();
         stage.ledger(&[("10.0.0.0/24", "b", Granted)]).await;
-        assert!(matches!(stage.look(), Err(Breach::NoQuarantine { node, .. }) if node == "a"));
+        assert!(matches!(stage.look(), Err(Breach::Rest(RestBreach::NoQuarantine { node, .. })) if node == "a"));
 
         let mut stage = Stage::new();
         stage.ledger(&[("10.0.0.0/24", "a", Quarantined)]).await;
         stage.look().unwrap();
         tokio::time::advance(REST / 2).await;
         stage.ledger(&[]).await;
-        assert_eq!(
-            stage.look(),
-            Err(Breach::ShortQuarantine { block: "10.0.0.0/24".parse().unwrap(), rested: REST / 2 })
-        );
+        let (block, node) = ("10.0.0.0/24".parse().unwrap(), "a".to_owned());
+        assert_eq!(stage.look(), Err(RestBreach::ShortQuarantine { block, node, rested: REST / 2 }.into()));
     }
 
     #[tokio::test]

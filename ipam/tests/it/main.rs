@@ -8,5 +8,6 @@ mod model;
 mod model_one_cell;
 mod oracle;
 mod pools;
+mod rest;
 mod support;
 mod unknown;
