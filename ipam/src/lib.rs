@@ -9,6 +9,7 @@
 pub mod addresses;
 pub mod allocator;
 pub mod cell;
+pub mod check;
 pub mod config;
 pub mod ledger;
 pub mod names;
