@@ -1,8 +1,9 @@
-//! `basal`: what an admin types on a node. Text is laid out as Cilium's `cilium-dbg` lays it out. It promises to write
-//! nothing: neither a map, nor to the API server, nor to etcd.
+//! `basal`: what an admin types on a node. Text is laid out as Cilium's `cilium-dbg` lays it out. It writes
+//! nothing, neither a map, nor to the API server, nor to etcd, but for what `ipam check --fix` says before it does it.
 
 #[cfg(feature = "bpf")]
 mod bpf;
+mod ipam;
 mod output;
 mod show;
 mod status;
@@ -47,8 +48,12 @@ enum Command {
     /// Security identities that the agent knows
     #[command(subcommand)]
     Identity(List),
-    /// This node's blocks and addresses
-    Ipam,
+    /// This node's blocks and addresses; `check` looks at those of the whole cluster
+    Ipam {
+        /// What to ask; nothing: this node
+        #[command(subcommand)]
+        command: Option<ipam::Command>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -74,7 +79,8 @@ pub fn main() -> ExitCode {
         Command::Node(List::List) => show::nodes(&args.socket, args.output),
         Command::Endpoint(List::List) => show::endpoints(&args.socket, args.output),
         Command::Identity(List::List) => show::identities(&args.socket, args.output),
-        Command::Ipam => show::ipam(&args.socket, args.output),
+        Command::Ipam { command: None } => show::ipam(&args.socket, args.output),
+        Command::Ipam { command: Some(command) } => Ok(ipam::run(command, args.output)),
     };
     done.unwrap_or_else(|error| {
         output::complain(&format!("Error: {error:#}"));

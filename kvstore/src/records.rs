@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The time between two heartbeats: Cilium's.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often a cluster's configuration is written without need: Cilium's.
 const CONFIG_REFRESH: Duration = Duration::from_secs(5 * 60);

@@ -1,0 +1,270 @@
+//! What the stores say at the moment, kept up by their changes, and what of it has to be judged.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use basal_ipam::{
+    cell::{Cell, CellId},
+    check::Finding,
+    ledger::{LedgerChange, Loaded, StoredCell},
+    owners::{Holding, Source, claim_holdings, conflicts},
+    prefix::PodCidr,
+    rest::RestWatch,
+};
+use basal_kvstore::kv::Revision;
+
+/// Two nodes seem to have an address in common. The servers are followed by streams of their own, so it may be that
+/// one is only behind the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Suspicion {
+    /// The wider block's owner.
+    pub(super) one: Suspect,
+    /// The other.
+    pub(super) other: Suspect,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Suspect {
+    /// What is said.
+    pub(super) holding: Holding,
+    /// The revision of etcd that wrote it; 0 for a CiliumNode.
+    pub(super) revision: Revision,
+    /// The cell of a claim.
+    pub(super) cell: Option<CellId>,
+}
+
+/// The state of the stores.
+#[derive(Debug)]
+pub(super) struct Seen {
+    cells: BTreeMap<CellId, StoredCell>,
+    records: BTreeMap<String, (Revision, Vec<PodCidr>)>,
+    specs: BTreeMap<String, Vec<PodCidr>>,
+    quarantine: Duration,
+    rest: RestWatch,
+    /// Pairs that stand and were handed out to be judged.
+    handed_out: BTreeSet<(Holding, Holding)>,
+    changes: u64,
+}
+
+/// The times between which something happened, since a start of the caller's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Between {
+    /// Nothing of it was there yet.
+    pub(super) earliest: Duration,
+    /// It was there.
+    pub(super) latest: Duration,
+}
+
+impl Seen {
+    /// The state by a first reading. Blocks rest at least so long.
+    pub(super) fn new(loaded: &Loaded, quarantine: Duration) -> Self {
+        let mut seen = Self {
+            cells: BTreeMap::new(),
+            records: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            quarantine,
+            rest: RestWatch::new(quarantine),
+            handed_out: BTreeSet::new(),
+            changes: 0,
+        };
+        seen.reload(loaded, Duration::ZERO);
+        seen
+    }
+
+    /// Takes the cells as they are, after a gap in which anything may have happened.
+    pub(super) fn reload(&mut self, loaded: &Loaded, now: Duration) {
+        self.cells.clone_from(&loaded.cells);
+        self.rest = RestWatch::new(self.quarantine);
+        self.look_at_rest(Between { earliest: now, latest: now });
+    }
+
+    /// How many changes came.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Takes a change of the ledger; answers what is wrong with it.
+    pub(super) fn ledger(&mut self, change: LedgerChange, between: Between) -> Vec<Finding> {
+        let changed = match change {
+            LedgerChange::Fence(_) => return Vec::new(),
+            LedgerChange::CellGone(id) => {
+                self.cells.remove(&id);
+                id
+            }
+            LedgerChange::Cell(id, stored) => {
+                // A watch that was broken may say again what it said.
+                if self.cells.get(&id).is_some_and(|known| known.version >= stored.version) {
+                    return Vec::new();
+                }
+                self.cells.insert(id, stored);
+                id
+            }
+        };
+        self.changes += 1;
+        let broken = self.cells.get(&changed).and_then(|stored| stored.cell.as_ref().err());
+        let mut found: Vec<Finding> =
+            broken.map(|error| Finding::unreadable_cell(changed, error)).into_iter().collect();
+        found.extend(self.look_at_rest(between));
+        found
+    }
+
+    /// While a cell cannot be read, what became of its claims is not known.
+    fn look_at_rest(&mut self, Between { earliest, latest }: Between) -> Vec<Finding> {
+        let cells: Result<Vec<&Cell>, _> = self.cells.values().map(|stored| stored.cell.as_ref()).collect();
+        let Ok(cells) = cells else { return Vec::new() };
+        self.rest.look(cells, earliest, latest).iter().map(Finding::quarantine).collect()
+    }
+
+    /// Takes a node record, `None` for one that is gone.
+    pub(super) fn record(&mut self, node: String, record: Option<(Revision, Vec<PodCidr>)>) {
+        self.changes += 1;
+        match record {
+            Some(record) => self.records.insert(node, record),
+            None => self.records.remove(&node),
+        };
+    }
+
+    /// Takes all node records as they are.
+    pub(super) fn all_records(&mut self, records: BTreeMap<String, (Revision, Vec<PodCidr>)>) {
+        self.records = records;
+    }
+
+    /// Takes the blocks that a CiliumNode lists; none for one that is gone.
+    pub(super) fn spec(&mut self, node: String, blocks: Vec<PodCidr>) {
+        self.changes += 1;
+        self.specs.insert(node, blocks);
+    }
+
+    /// Takes all CiliumNodes as they are.
+    pub(super) fn all_specs(&mut self, specs: BTreeMap<String, Vec<PodCidr>>) {
+        self.specs = specs;
+    }
+
+    /// Whether these are the CiliumNodes that are known.
+    pub(super) fn has_specs(&self, specs: &BTreeMap<String, Vec<PodCidr>>) -> bool {
+        let listing = |all: &BTreeMap<String, Vec<PodCidr>>| {
+            all.iter().filter(|(_, blocks)| !blocks.is_empty()).map(|(n, b)| (n.clone(), b.clone())).collect::<Vec<_>>()
+        };
+        listing(specs) == listing(&self.specs)
+    }
+
+    /// The pairs that came up since the last call.
+    pub(super) fn suspicions(&mut self) -> Vec<Suspicion> {
+        let mut holdings: Vec<Holding> =
+            self.cells.values().filter_map(|stored| stored.cell.as_ref().ok()).flat_map(claim_holdings).collect();
+        let listed = |source, node: &String, blocks: &[PodCidr]| {
+            let node = node.clone();
+            let holding = move |block: &PodCidr| Holding { block: *block, node: node.clone(), source };
+            blocks.iter().map(holding).collect::<Vec<_>>()
+        };
+        holdings.extend(self.records.iter().flat_map(|(node, (_, blocks))| listed(Source::Record, node, blocks)));
+        holdings.extend(self.specs.iter().flat_map(|(node, blocks)| listed(Source::Spec, node, blocks)));
+        let standing: BTreeSet<(Holding, Holding)> =
+            conflicts(&holdings).into_iter().map(|(one, other)| (one.clone(), other.clone())).collect();
+        let new: Vec<_> = standing.difference(&self.handed_out).cloned().collect();
+        self.handed_out = standing;
+        let suspicion =
+            |(one, other): (Holding, Holding)| Suspicion { one: self.suspect(one), other: self.suspect(other) };
+        new.into_iter().map(suspicion).collect()
+    }
+
+    fn suspect(&self, holding: Holding) -> Suspect {
+        let (mut revision, mut cell) = (0, None);
+        match holding.source {
+            Source::Spec | Source::Confirmation => {}
+            Source::Record => revision = self.records.get(&holding.node).map_or(0, |(revision, _)| *revision),
+            Source::Claim(_) => {
+                let holds = |stored: &StoredCell| {
+                    let block = stored.cell.as_ref().ok().and_then(|cell| cell.blocks().get(&holding.block));
+                    block.is_some_and(|block| block.node.as_str() == holding.node)
+                };
+                if let Some((id, stored)) = self.cells.iter().find(|(_, stored)| holds(stored)) {
+                    (revision, cell) = (stored.version.0, Some(*id));
+                }
+            }
+        }
+        Suspect { holding, revision, cell }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use basal_ipam::{
+        cell::{Block, BlockState, Version},
+        names::NodeName,
+    };
+
+    use super::*;
+
+    const QUARANTINE: Duration = Duration::from_secs(15);
+
+    fn id() -> CellId {
+        CellId::new("10.0.0.0/16".parse().unwrap())
+    }
+
+    fn block(text: &str) -> PodCidr {
+        text.parse().unwrap()
+    }
+
+    fn cell(version: i64, blocks: &[(&str, &str, BlockState)]) -> LedgerChange {
+        let mut cell = Cell::new(id(), block("10.0.0.0/8"), 24).unwrap();
+        for (at, node, state) in blocks {
+            let claim = Block { state: *state, node: NodeName::new(node).unwrap(), uid: None };
+            cell.set(block(at), claim).unwrap();
+        }
+        LedgerChange::Cell(id(), StoredCell { version: Version(version), cell: Ok(cell) })
+    }
+
+    fn at(seconds: u64) -> Between {
+        Between { earliest: Duration::from_secs(seconds), latest: Duration::from_secs(seconds) }
+    }
+
+    const AT: &str = "10.0.0.0/24";
+    use BlockState::{Granted, Quarantined};
+
+    #[test]
+    fn a_pair_is_handed_out_once_as_long_as_it_stands() {
+        let mut seen = Seen::new(&Loaded::default(), QUARANTINE);
+        assert_eq!(seen.ledger(cell(5, &[(AT, "a", Granted)]), at(0)), []);
+        seen.record("a".into(), Some((6, vec![block(AT)])));
+        seen.spec("a".into(), vec![block(AT)]);
+        assert_eq!(seen.suspicions(), []);
+        seen.record("b".into(), Some((7, vec![block("10.0.0.0/25")])));
+        let found = seen.suspicions();
+        assert_eq!(found.len(), 3, "by claim, record and CiliumNode of a");
+        let claim = found.iter().find(|each| each.one.cell == Some(id())).unwrap();
+        assert_eq!((claim.one.revision, claim.other.revision), (5, 7));
+        assert_eq!(seen.suspicions(), []);
+        seen.record("b".into(), None);
+        assert_eq!(seen.suspicions(), []);
+        seen.record("b".into(), Some((9, vec![block(AT)])));
+        assert_eq!(seen.suspicions().len(), 3, "it came back");
+        assert_eq!(seen.changes(), 6);
+    }
+
+    #[test]
+    fn quarantine_is_watched_and_repeated_news_are_old() {
+        let mut seen = Seen::new(&Loaded::default(), QUARANTINE);
+        assert_eq!(seen.ledger(cell(5, &[(AT, "a", Granted)]), at(0)), []);
+        assert_eq!(seen.ledger(cell(6, &[(AT, "a", Quarantined)]), at(10)), []);
+        assert_eq!(seen.ledger(cell(5, &[(AT, "a", Granted)]), at(11)), []);
+        let found = seen.ledger(cell(7, &[]), at(20));
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].reason, found[0].what.as_str()), ("ShortQuarantine", AT));
+        assert_eq!(seen.ledger(cell(8, &[(AT, "b", Granted)]), at(20)), []);
+        assert_eq!(seen.ledger(LedgerChange::CellGone(id()), at(21))[0].reason, "NoQuarantine");
+    }
+
+    #[test]
+    fn a_cell_that_cannot_be_read_is_told_and_ends_no_claim() {
+        let mut seen = Seen::new(&Loaded::default(), QUARANTINE);
+        seen.ledger(cell(5, &[(AT, "a", Granted)]), at(0));
+        let broken = StoredCell { version: Version(6), cell: Cell::from_json(id(), b"{}") };
+        let found = seen.ledger(LedgerChange::Cell(id(), broken), at(1));
+        assert_eq!(found.iter().map(|each| each.reason).collect::<Vec<_>>(), ["CellUnreadable"]);
+        assert_eq!(seen.ledger(cell(7, &[(AT, "a", Granted)]), at(2)), []);
+    }
+}
