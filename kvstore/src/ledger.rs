@@ -5,6 +5,7 @@
 
 mod claim;
 mod keys;
+mod owner;
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +30,7 @@ use futures::{
 pub use self::{
     claim::{ClaimError, ClaimSeen, read_claim, watch_claim},
     keys::{LedgerKey, LedgerKeys},
+    owner::{OwnerError, look, own},
 };
 use crate::kv::{
     Compare, Header, Is, KeyValue, Keys, Kv, KvError, KvRefusal, MAX_TXN_OPS, Op, OpAnswer, Range, Txn, TxnAnswer,
@@ -248,6 +250,7 @@ impl Ledger for EtcdLedger {
         for kv in kvs {
             match self.keys.parse(&kv.key) {
                 Some(LedgerKey::Fence) => loaded.fence = fence_seen(&kv),
+                Some(LedgerKey::Owner) => {}
                 Some(LedgerKey::Cell(id)) => {
                     loaded.cells.insert(id, Self::stored(id, &kv));
                 }
@@ -309,6 +312,7 @@ fn changes(
         Some(match (keys.parse(event.key())?, event) {
             (LedgerKey::Fence, WatchEvent::Put(kv)) => LedgerChange::Fence(fence_seen(&kv)),
             (LedgerKey::Fence, WatchEvent::Delete { .. }) => LedgerChange::Fence(FenceSeen::default()),
+            (LedgerKey::Owner, _) => return None,
             (LedgerKey::Cell(id), WatchEvent::Put(kv)) => LedgerChange::Cell(id, EtcdLedger::stored(id, &kv)),
             (LedgerKey::Cell(id), WatchEvent::Delete { .. }) => LedgerChange::CellGone(id),
         })

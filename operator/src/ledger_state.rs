@@ -7,7 +7,6 @@ use std::{
 };
 
 use basal_crds::resources::Ledger;
-use basal_ipam::ledger::LedgerError;
 use basal_objects::{
     conditions::{Conditions, same_but_for_times},
     events::{EventRecorder, EventType, Happening, Regarding},
@@ -17,6 +16,7 @@ use basal_objects::{
 };
 use basal_runtime::{
     env::{SharedEnv, TaskHandle},
+    failure::Failure as _,
     outcome::Outcome,
     reason::Reason,
 };
@@ -24,11 +24,10 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
-use crate::{metrics::OperatorMetrics, ports::Ports};
+use crate::{metrics::OperatorMetrics, ports::Ports, term::BeginError};
 
 const BEGIN: Reason = Reason::new("BeginTerm");
 const WATCH: Reason = Reason::new("WatchCells");
-const NOT_ACTIVE: Reason = Reason::new("LedgerNotActive");
 const ACTIVE: Reason = Reason::new("Active");
 const CELL_DELETION: Reason = Reason::new("CellDeletionRequested");
 const CELL_LOST: Reason = Reason::new("CellDeleted");
@@ -47,14 +46,14 @@ fn regarding(resource: Resource, object: &Object) -> Regarding {
     Regarding { resource, key: object.key(), uid: object.uid().to_owned() }
 }
 
-/// Tells on the Ledger that this operator works with another store than the active one.
-pub(crate) async fn tell_not_active(ports: &Ports, events: &EventRecorder, error: &LedgerError) {
+/// Tells on the Ledger why this operator's term does not begin.
+pub(crate) async fn tell_refused(ports: &Ports, events: &EventRecorder, error: &BeginError) {
     let key = ledger::key(ports.cluster.name().as_str());
     let Ok(Some(object)) = ports.objects.get(resources::LEDGER, &key).await else { return };
     events.record(Happening {
         regarding: regarding(resources::LEDGER, &object),
         event_type: EventType::Warning,
-        reason: NOT_ACTIVE,
+        reason: error.reason(),
         action: BEGIN,
         note: error.to_string(),
         shared: None,

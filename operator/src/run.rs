@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use basal_ipam::{config::PoolConfig, ledger::LedgerError, names::NodeName};
+use basal_ipam::{config::PoolConfig, names::NodeName};
 use basal_objects::{
     cache::{Cache, Changes},
     crd_install,
@@ -178,13 +178,13 @@ impl Operator {
                 Ok(())
             }
         })];
-        let store = Arc::clone(&self.ports.store);
-        if let Some((name, _)) = store.probe() {
+        let (objects, store) = (Arc::clone(&self.ports.objects), Arc::clone(&self.ports.store));
+        if let Some((name, _)) = store.probe(&objects) {
             tasks.push(probe(name).start("probe-store", move || {
-                let look = store.probe();
+                let look = store.probe(&objects);
                 async move {
                     match look {
-                        Some((_, look)) => look.await,
+                        Some((_, look)) => look.await.map_err(|error| error.to_string()),
                         None => Ok(()),
                     }
                 }
@@ -312,8 +312,8 @@ impl Operator {
                 },
             };
             warn!(error = %chain(error.as_ref()), "the term does not begin yet");
-            if let Some(BeginError::Ledger(error @ LedgerError::NotActive { .. })) = error.downcast_ref() {
-                ledger_state::tell_not_active(ports, events, error).await;
+            if let Some(error) = error.downcast_ref::<BeginError>().filter(|error| error.needs_somebody()) {
+                ledger_state::tell_refused(ports, events, error).await;
             }
             let (pause, stopped) =
                 (tokio::time::sleep(failures.next(ports.env.as_ref())).fuse(), over.cancelled().fuse());

@@ -16,11 +16,14 @@ use basal_ipam::{
     ledger::{Guard, Ledger},
     names::NodeName,
 };
-use basal_kvstore::kv::{KeyValue, Revision};
+use basal_kvstore::{
+    kv::{KeyValue, Revision},
+    ledger::OwnerError,
+};
 use basal_objects::{
     events::EventRecorder,
     leadership::{Leadership, TermId},
-    port::Objects,
+    port::{Objects, ReadError},
 };
 use basal_runtime::{
     env::{SharedEnv, TaskHandle},
@@ -36,6 +39,20 @@ use crate::{
     node::{NodeError, Records},
     ports::Ports,
 };
+
+/// Why this cluster cannot use a store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Which cluster this is cannot be read.
+    #[error("the namespace kube-system, whose uid tells the cluster, cannot be read: {0}")]
+    Cluster(#[from] ReadError),
+    /// The API server has no such namespace.
+    #[error("there is no namespace kube-system, whose uid tells the cluster; create it")]
+    NoCluster,
+    /// The store is another cluster's, or cannot be written.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+}
 
 /// How a node's confirmed blocks are made known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +92,12 @@ pub trait Store: Send + Sync + 'static {
     /// A view of the node records, kept by a task.
     fn follow(&self, env: &SharedEnv, readiness: &Readiness) -> (Records, Option<TaskHandle>);
 
-    /// One look at whether the store can be used, with the name of the server; `None` where the API server is all of it.
-    fn probe(&self) -> Option<(&'static str, BoxFuture<'static, Result<(), String>>)>;
+    /// Makes the store this cluster's where it is nobody's, before a term begins.
+    async fn own(&self, objects: &Arc<dyn Objects>) -> Result<(), StoreError>;
+
+    /// One look at whether this cluster can use the store, with the name of the server; `None` where the API server is all
+    /// of it.
+    fn probe(&self, objects: &Arc<dyn Objects>) -> Option<(&'static str, BoxFuture<'static, Result<(), StoreError>>)>;
 
     /// The keys of everything that is published for single addresses, read at quorum.
     async fn addresses(&self) -> Result<Vec<String>, NodeError>;

@@ -16,6 +16,7 @@ use basal_ipam::{
     names::{NodeName, NodeUid, TermId},
     prefix::PodCidr,
 };
+use basal_kvstore::ledger::OwnerError;
 use basal_objects::{
     leadership::Elector,
     ledger,
@@ -32,6 +33,7 @@ use tracing::{info, warn};
 use crate::{
     node::{CiliumNodeFacts, NodeCore, NodeFacts, Site, endpoints::InUse},
     ports::Ports,
+    store::StoreError,
 };
 
 pub mod kv;
@@ -57,6 +59,19 @@ pub enum BeginError {
     /// The API server cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// This cluster cannot use the store of claims.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl BeginError {
+    /// Whether it stays until somebody changes a configuration.
+    pub(crate) fn needs_somebody(&self) -> bool {
+        matches!(
+            self,
+            Self::Ledger(LedgerError::NotActive { .. }) | Self::Store(StoreError::Owner(OwnerError::Another { .. }))
+        )
+    }
 }
 
 impl Failure for BeginError {
@@ -65,15 +80,19 @@ impl Failure for BeginError {
         const FENCE_LOST: Reason = Reason::new("FenceLost");
         const LEDGER_UNAVAILABLE: Reason = Reason::new("LedgerUnavailable");
         const LEDGER_NOT_ACTIVE: Reason = Reason::new("LedgerNotActive");
+        const LEDGER_OF_ANOTHER_CLUSTER: Reason = Reason::new("LedgerOfAnotherCluster");
         const LEDGER_REFUSED: Reason = Reason::new("LedgerRefused");
         const API_SERVER_UNAVAILABLE: Reason = Reason::new("APIServerUnavailable");
         match self {
             Self::LeaseLost => LEASE_LOST,
             Self::FenceLost => FENCE_LOST,
             Self::Ledger(LedgerError::NotActive { .. }) => LEDGER_NOT_ACTIVE,
-            Self::Ledger(_) | Self::Unknown(_) => LEDGER_UNAVAILABLE,
-            Self::Swap(_) => LEDGER_REFUSED,
-            Self::Read(_) => API_SERVER_UNAVAILABLE,
+            Self::Store(StoreError::Owner(OwnerError::Another { .. })) => LEDGER_OF_ANOTHER_CLUSTER,
+            Self::Store(StoreError::Owner(OwnerError::Unknown(_))) | Self::Ledger(_) | Self::Unknown(_) => {
+                LEDGER_UNAVAILABLE
+            }
+            Self::Store(StoreError::Owner(OwnerError::Refused(_))) | Self::Swap(_) => LEDGER_REFUSED,
+            Self::Store(StoreError::Cluster(_) | StoreError::NoCluster) | Self::Read(_) => API_SERVER_UNAVAILABLE,
         }
     }
 
@@ -102,6 +121,7 @@ pub async fn begin(
     quarantine: Duration,
 ) -> Result<Begun, BeginError> {
     ledger::activate(ports.objects.as_ref(), ports.cluster.name().as_str(), ports.store.kind()).await?;
+    ports.store.own(&ports.objects).await?;
     let seen = ports.ledger.begin().await?;
     if !elector.holds_lease().await? {
         return Err(BeginError::LeaseLost);

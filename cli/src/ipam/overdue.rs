@@ -63,7 +63,7 @@ pub(super) async fn overdue(
 fn cell(keys: &LedgerKeys, kv: &KeyValue) -> Option<Cell> {
     match keys.parse(&kv.key)? {
         LedgerKey::Cell(id) => Cell::from_json(id, &kv.value).ok(),
-        LedgerKey::Fence => None,
+        LedgerKey::Fence | LedgerKey::Owner => None,
     }
 }
 

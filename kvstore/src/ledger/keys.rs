@@ -9,12 +9,14 @@ use crate::kv::{Compare, Is};
 pub enum LedgerKey {
     /// The fence.
     Fence,
+    /// The owner.
+    Owner,
     /// A cell.
     Cell(CellId),
 }
 
-/// The keys of one cluster's ledger: `basal/ipam/v1/<cluster>/fence` and
-/// `basal/ipam/v1/<cluster>/cells/<ipv4|ipv6>/<address>/<prefix length>`.
+/// The keys of one cluster's ledger, below `basal/ipam/v1/<cluster>/`: `fence`, `owner` and
+/// `cells/<ipv4|ipv6>/<address>/<prefix length>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerKeys {
     prefix: String,
@@ -39,6 +41,12 @@ impl LedgerKeys {
         format!("{}fence", self.prefix)
     }
 
+    /// The Kubernetes cluster whose ledger it is: the uid of its namespace kube-system, as text.
+    #[must_use]
+    pub fn owner(&self) -> String {
+        format!("{}owner", self.prefix)
+    }
+
     /// A cell.
     #[must_use]
     pub fn cell(&self, cell: CellId) -> String {
@@ -50,8 +58,10 @@ impl LedgerKeys {
     #[must_use]
     pub fn parse(&self, key: &str) -> Option<LedgerKey> {
         let rest = key.strip_prefix(&self.prefix)?;
-        if rest == "fence" {
-            return Some(LedgerKey::Fence);
+        match rest {
+            "fence" => return Some(LedgerKey::Fence),
+            "owner" => return Some(LedgerKey::Owner),
+            _ => {}
         }
         let (family, text) = rest.strip_prefix("cells/")?.split_once('/')?;
         let prefix: PodCidr = text.parse().ok()?;
@@ -85,15 +95,15 @@ mod tests {
         let keys = LedgerKeys::new("default");
         for (key, parsed) in [
             ("basal/ipam/v1/default/fence", LedgerKey::Fence),
+            ("basal/ipam/v1/default/owner", LedgerKey::Owner),
             ("basal/ipam/v1/default/cells/ipv4/10.0.0.0/16", LedgerKey::Cell(cell("10.0.0.0/16"))),
             ("basal/ipam/v1/default/cells/ipv6/fd00::/112", LedgerKey::Cell(cell("fd00::/112"))),
         ] {
             assert_eq!(keys.parse(key), Some(parsed.clone()));
             match parsed {
                 LedgerKey::Fence => assert_eq!(keys.fence(), key),
-                LedgerKey::Cell(cell) => {
-                    assert_eq!(keys.cell(cell), key);
-                }
+                LedgerKey::Owner => assert_eq!(keys.owner(), key),
+                LedgerKey::Cell(cell) => assert_eq!(keys.cell(cell), key),
             }
         }
     }

@@ -11,7 +11,7 @@ use basal_ipam::{
 };
 use basal_kvstore::{
     kv::Kv,
-    ledger::{ClaimError, EtcdLedger, LedgerKeys, read_claim, watch_claim},
+    ledger::{ClaimError, EtcdLedger, LedgerKeys, OwnerError, look, own, read_claim, watch_claim},
 };
 use basal_sim::kv::ModelKv;
 use futures::{FutureExt as _, StreamExt as _};
@@ -212,4 +212,23 @@ async fn a_real_etcd_finds_the_longest_ipv6_claim() {
     // 129 keys are asked for: more than one transaction takes.
     let claim = read_claim(&kv, ledger.keys(), cidr("fd00::7/128")).await.unwrap();
     assert_eq!(claim.block, Some(granted("a")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_is_that_of_one_kubernetes_cluster() {
+    let (kv, keys) = (ModelKv::new(1), LedgerKeys::new("default"));
+    look(&kv, &keys, "one").await.unwrap();
+    assert!(kv.contents().is_empty(), "a look writes nothing");
+    own(&kv, &keys, "one").await.unwrap();
+    let revision = kv.header().revision;
+    own(&kv, &keys, "one").await.unwrap();
+    assert_eq!(kv.header().revision, revision);
+    assert!(matches!(look(&kv, &keys, "two").await, Err(OwnerError::Another { .. })));
+    let error = own(&kv, &keys, "two").await.unwrap_err();
+    let key = keys.owner();
+    assert_eq!(error, OwnerError::Another { key: key.clone(), owner: "one".into(), asking: "two".into() });
+    assert!(error.to_string().contains("cluster-name"), "{error}");
+    own(&kv, &LedgerKeys::new("other"), "two").await.unwrap();
+    put(&kv, &key, "two").await;
+    own(&kv, &keys, "two").await.unwrap();
 }

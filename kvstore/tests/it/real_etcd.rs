@@ -8,6 +8,7 @@ use basal_kvstore::{
     etcd::EtcdKv,
     kv::{Compare, Is, Kv, KvError, KvRefusal, Op, Range, Txn},
     leases::LeaseRules,
+    ledger::{LedgerKeys, OwnerError, look},
     list_watch::{ListWatch, Update, list_watch},
     lock::Locks,
     session::Session,
@@ -100,6 +101,8 @@ async fn a_full_store_is_a_refusal_where_the_keys_prove_it() {
     assert_eq!(get(&kv, "new").await, None);
     let blind = kv.txn(Txn { then: vec![put_op("new", "1")], ..Txn::default() }).await;
     assert!(matches!(&blind, Outcome::Unknown(why) if why.contains("full")), "{blind:?}");
+    let looked = look(&kv, &LedgerKeys::new("default"), "uid").await;
+    assert!(matches!(looked, Err(OwnerError::Refused(KvRefusal::NoSpace(_)))), "reads would be answered: {looked:?}");
     // Deleting is how it gets better.
     let delete = Op::Delete(basal_kvstore::kv::Keys::Prefix("k".to_owned()));
     assert!(kv.txn(Txn { then: vec![delete], ..Txn::default() }).await.is_done());

@@ -14,6 +14,7 @@ use basal_kvstore::{
     identity_gc::IdentityGc,
     kv::{Kv, KvError, KvRefusal, Range, Txn},
     leases::LeaseRules,
+    ledger::{LedgerKeys, OwnerError, look, own},
     lock::Locks,
     session::Session,
     status::{Health, QuorumTracker, gather},
@@ -40,6 +41,26 @@ async fn the_user_is_the_certificates_and_may_do_what_its_role_says() {
     let first = watch.next().await.unwrap();
     assert!(matches!(first, Err(KvError::Denied(_))), "{first:?}");
     put(&agent, "cilium/state/ip/v1/default/10.0.0.1", "{}").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_withdrawn_shows_in_a_look_and_counts_again_when_it_is_given_back() {
+    let etcd = secured();
+    let (operator, agent) = (connect(&etcd, "basal-operator").await, connect(&etcd, "basal-agent").await);
+    let keys = LedgerKeys::new("default");
+    own(&operator, &keys, "uid").await.unwrap();
+    // The agent may read there.
+    let denied = |looked: Result<(), OwnerError>| matches!(looked, Err(OwnerError::Refused(KvRefusal::Denied(_))));
+    assert!(denied(look(&agent, &keys, "uid").await));
+    look(&operator, &keys, "uid").await.unwrap();
+    let role = |args: &[&str]| {
+        let args = [&["role"], args].concat();
+        blocking(|| etcd.etcdctl(&args));
+    };
+    role(&["revoke-permission", "basal-operator", "--prefix=true", "basal/"]);
+    assert!(denied(look(&operator, &keys, "uid").await));
+    role(&["grant-permission", "basal-operator", "--prefix=true", "readwrite", "basal/"]);
+    look(&operator, &keys, "uid").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ use basal_runtime::{
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Publication, RecordChange, Store, identities};
+use super::{Publication, RecordChange, Store, StoreError, identities};
 use crate::{
     duties::DutySettings,
     ledger_state,
@@ -67,7 +67,12 @@ impl Store for CustomResources {
         (Records::none(), None)
     }
 
-    fn probe(&self) -> Option<(&'static str, BoxFuture<'static, Result<(), String>>)> {
+    /// The API server is one cluster's.
+    async fn own(&self, _: &Arc<dyn Objects>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn probe(&self, _: &Arc<dyn Objects>) -> Option<(&'static str, BoxFuture<'static, Result<(), StoreError>>)> {
         None
     }
 

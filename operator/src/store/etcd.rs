@@ -10,7 +10,7 @@ use basal_ipam::{
 };
 use basal_kvstore::{
     kv::{KeyValue, Kv, Range, Revision},
-    ledger::{EtcdLedger, LedgerKeys},
+    ledger::{EtcdLedger, LedgerKeys, look, own},
     list_watch::{ListWatch, list_watch},
     pages::{PAGE_SIZE, list},
     records::{Guarded, NodeRecords},
@@ -18,6 +18,7 @@ use basal_kvstore::{
 use basal_objects::{
     events::EventRecorder,
     leadership::{Leadership, TermId},
+    object::{ObjectKey, resources},
     port::Objects,
 };
 use basal_runtime::{
@@ -25,9 +26,9 @@ use basal_runtime::{
     readiness::Readiness,
 };
 use futures::{StreamExt as _, future::BoxFuture};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
-use super::{Publication, RecordChange, Store};
+use super::{Publication, RecordChange, Store, StoreError};
 use crate::{
     duties::{self, DutySettings},
     metrics::OperatorMetrics,
@@ -41,6 +42,8 @@ pub struct Etcd {
     kv: Arc<dyn Kv>,
     cluster: ClusterName,
     records: NodeRecords,
+    /// What the API server says that this cluster is, once it was asked.
+    cluster_uid: Arc<OnceCell<String>>,
 }
 
 impl Etcd {
@@ -49,8 +52,14 @@ impl Etcd {
     pub fn new(kv: Arc<dyn Kv>, cluster: ClusterName) -> Self {
         let keys = LedgerKeys::new(cluster.as_str());
         let records = NodeRecords::new(Arc::clone(&kv), keys, cluster.clone());
-        Self { kv, cluster, records }
+        Self { kv, cluster, records, cluster_uid: Arc::default() }
     }
+}
+
+/// What tells one Kubernetes cluster from all others: the uid of its namespace kube-system, which cannot be deleted.
+async fn cluster_uid(objects: &dyn Objects) -> Result<String, StoreError> {
+    let namespace = objects.get(resources::NAMESPACE, &ObjectKey::cluster("kube-system")).await?;
+    namespace.map(|namespace| namespace.uid().to_owned()).ok_or(StoreError::NoCluster)
 }
 
 #[async_trait]
@@ -69,7 +78,7 @@ impl Store for Etcd {
 
     fn during(&self, leadership: &watch::Receiver<Leadership>, term: TermId) -> Arc<dyn Store> {
         let kv = Arc::new(TermKv::new(Arc::clone(&self.kv), leadership.clone(), term));
-        Arc::new(Self::new(kv, self.cluster.clone()))
+        Arc::new(Self { cluster_uid: Arc::clone(&self.cluster_uid), ..Self::new(kv, self.cluster.clone()) })
     }
 
     fn follow(&self, env: &SharedEnv, readiness: &Readiness) -> (Records, Option<TaskHandle>) {
@@ -91,11 +100,17 @@ impl Store for Etcd {
         (records, Some(task))
     }
 
-    fn probe(&self) -> Option<(&'static str, BoxFuture<'static, Result<(), String>>)> {
-        let kv = Arc::clone(&self.kv);
+    async fn own(&self, objects: &Arc<dyn Objects>) -> Result<(), StoreError> {
+        let uid = self.cluster_uid.get_or_try_init(|| cluster_uid(objects.as_ref())).await?;
+        Ok(own(self.kv.as_ref(), &LedgerKeys::new(self.cluster.as_str()), uid).await?)
+    }
+
+    fn probe(&self, objects: &Arc<dyn Objects>) -> Option<(&'static str, BoxFuture<'static, Result<(), StoreError>>)> {
+        let (kv, objects, uid) = (Arc::clone(&self.kv), Arc::clone(objects), Arc::clone(&self.cluster_uid));
+        let keys = LedgerKeys::new(self.cluster.as_str());
         let look = async move {
-            let range = Range::one(keys::HEARTBEAT);
-            kv.range(range).await.map(drop).map_err(|error| error.to_string())
+            let uid = uid.get_or_try_init(|| cluster_uid(objects.as_ref())).await?;
+            Ok(look(kv.as_ref(), &keys, uid).await?)
         };
         Some(("etcd", Box::pin(look)))
     }

@@ -29,7 +29,7 @@ use basal_sim::{
 };
 use serde_json::{Value, json};
 
-use crate::blind::{Blind, Sometimes};
+use crate::weather::{Under, Weather};
 
 /// How long anything may take in virtual time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(600);
@@ -39,12 +39,17 @@ pub(crate) const QUARANTINE: Duration = Duration::from_secs(60);
 
 /// A pool of IPv4 and IPv6 CIDRs, with blocks of /24 and /120.
 pub(crate) fn pool(ipv4: &[&str], ipv6: &[&str]) -> PoolConfig {
+    pool_of(ipv4, 24, ipv6, 120)
+}
+
+/// A pool of IPv4 and IPv6 CIDRs, each with the prefix length of its blocks.
+pub(crate) fn pool_of(ipv4: &[&str], ipv4_mask: u8, ipv6: &[&str], ipv6_mask: u8) -> PoolConfig {
     let family = |cidrs: &[&str], mask_size| FamilySettings {
         enabled: !cidrs.is_empty(),
         cidrs: cidrs.iter().map(|cidr| (*cidr).to_owned()).collect(),
         mask_size,
     };
-    PoolConfig::new(&PoolSettings { ipv4: family(ipv4, 24), ipv6: family(ipv6, 120) }).unwrap()
+    PoolConfig::new(&PoolSettings { ipv4: family(ipv4, ipv4_mask), ipv6: family(ipv6, ipv6_mask) }).unwrap()
 }
 
 /// Looks for two owners, and for blocks that were freed too early, after each change.
@@ -92,8 +97,12 @@ pub(crate) struct Setup {
     pub(crate) pool: PoolConfig,
     pub(crate) duties: DutySettings,
     pub(crate) node_gc: Option<Duration>,
-    /// Whether its servers keep back what happens.
-    pub(crate) blind: Blind,
+    /// How its API server is.
+    pub(crate) api_server: Weather,
+    /// How its etcd is.
+    pub(crate) etcd: Weather,
+    /// What the last process of it shows on `/readyz`.
+    pub(crate) readiness: LastReadiness,
     /// The metrics of the last process of it.
     pub(crate) shown: Shown,
 }
@@ -108,7 +117,16 @@ impl Setup {
             endpoint_gc: Some(Duration::from_secs(300)),
         };
         let node_gc = Some(Duration::from_secs(300));
-        Self { over, pool, duties, node_gc, blind: Blind::default(), shown: Shown::default() }
+        Self {
+            over,
+            pool,
+            duties,
+            node_gc,
+            api_server: Weather::default(),
+            etcd: Weather::default(),
+            readiness: LastReadiness::default(),
+            shown: Shown::default(),
+        }
     }
 }
 
@@ -125,6 +143,18 @@ impl Shown {
     }
 }
 
+/// The readiness of a process that runs.
+#[derive(Clone, Default)]
+pub(crate) struct LastReadiness(Arc<Mutex<Option<Readiness>>>);
+
+impl LastReadiness {
+    /// What `/readyz` says to it: each condition that does not hold, with its reason.
+    pub(crate) fn pending(&self) -> Vec<String> {
+        let readiness = self.0.lock().unwrap().clone().unwrap_or_default();
+        readiness.pending().iter().map(|pending| format!("{}: {}", pending.name, pending.reason)).collect()
+    }
+}
+
 /// Starts an operator, which starts again whenever it ends.
 pub(crate) fn operator(world: &World, over: Over, name: &str, pool: &PoolConfig) {
     operator_of(world, name, Setup::new(over, pool.clone()));
@@ -136,12 +166,12 @@ pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
 }
 
 async fn one_operator(process: ProcessPorts, setup: Setup) {
-    let Setup { over, pool, duties, node_gc, blind, shown } = setup;
+    let Setup { over, pool, duties, node_gc, api_server, etcd, readiness: last, shown } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
-    let lease = Arc::clone(&process.objects);
-    let objects: Arc<dyn Objects> = Arc::new(Sometimes { server: process.objects, blind: blind.clone() });
+    let objects: Arc<dyn Objects> = Arc::new(Under::new(process.objects, &api_server));
+    let lease = Arc::clone(&objects);
     let ports = match over {
-        Over::Etcd => Ports::new(process.env, objects, Arc::new(Sometimes { server: process.kv, blind }), cluster),
+        Over::Etcd => Ports::new(process.env, objects, Arc::new(Under::new(process.kv, &etcd)), cluster),
         Over::CustomResources => Ports::without_etcd(process.env, objects, cluster),
     };
     let metrics = Metrics::new("basal_operator");
@@ -155,8 +185,9 @@ async fn one_operator(process: ProcessPorts, setup: Setup) {
         definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
     };
     let controllers = metrics.register(ControllerMetrics::register);
-    let operator =
-        Operator::new(ports, lease, settings, OperatorMetrics::register(&metrics), controllers, Readiness::new());
+    let readiness = Readiness::new();
+    *last.0.lock().unwrap() = Some(readiness.clone());
+    let operator = Operator::new(ports, lease, settings, OperatorMetrics::register(&metrics), controllers, readiness);
     operator.run(process.stop).await;
 }
 

@@ -7,9 +7,12 @@ use basal_objects::object::resources;
 use basal_sim::world::{Trouble, World};
 use serde_json::json;
 
-use crate::cluster::{
-    LIMIT, Over, Setup, add_node, cilium_nodes, delete, is_served, is_withdrawn, operator_of, patch, pod_cidrs, pool,
-    record, run, run_over,
+use crate::{
+    cluster::{
+        LIMIT, Over, Setup, add_node, cilium_nodes, delete, is_served, is_withdrawn, operator_of, patch, pod_cidrs,
+        pool, record, run, run_over,
+    },
+    weather::Sky,
 };
 
 /// The period of the full pass, and the time that a watch may be late.
@@ -35,10 +38,12 @@ async fn three(world: &World, over: Over) -> Result<Setup, Trouble> {
 
 /// Does something while no watch tells of it, and waits a while.
 async fn unseen(world: &World, setup: &Setup, change: impl AsyncFnOnce(&World)) -> Result<(), Trouble> {
-    setup.blind.set(true);
+    setup.api_server.set(Sky::Blind);
+    setup.etcd.set(Sky::Blind);
     change(world).await;
     world.pass(Duration::from_secs(1)).await?;
-    setup.blind.set(false);
+    setup.api_server.set(Sky::Clear);
+    setup.etcd.set(Sky::Clear);
     world.pass(Duration::from_secs(60)).await
 }
 

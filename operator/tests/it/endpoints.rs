@@ -12,7 +12,10 @@ use basal_sim::{
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{LIMIT, Over, Setup, add_node, is_served, operator_of, patch, pool, run};
+use crate::{
+    cluster::{LIMIT, Over, Setup, add_node, is_served, operator_of, patch, pool, run},
+    weather::Sky,
+};
 
 const EVERY: Duration = Duration::from_secs(60);
 const DELETED: &str = "basal_operator_endpoint_gc_objects_total{outcome=\"success\"}";
@@ -113,7 +116,8 @@ fn a_list_that_lags_behind_collects_nothing() {
         let setup = led(world, over, Some(EVERY)).await?;
         let uid = pod(world, "runs", "n1", "Running").await;
         endpoint(world, "runs", Some(&uid), "10.0.0.9").await;
-        setup.blind.set(true);
+        setup.api_server.set(Sky::Blind);
+        setup.etcd.set(Sky::Blind);
         world.pass(EVERY * 3).await?;
         assert_eq!(endpoints(world), names(&["runs"]));
         assert_eq!((setup.shown.value(DELETED), setup.shown.value(FAILED)), (0, 0));
