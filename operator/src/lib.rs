@@ -11,6 +11,7 @@ pub mod ledger_state;
 pub mod measured;
 pub mod metrics;
 pub mod node;
+pub mod pool_state;
 pub mod ports;
 pub mod process;
 pub mod run;

@@ -31,6 +31,7 @@ use crate::{
     ledger_state,
     metrics::OperatorMetrics,
     node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Reporter, Views, drift::FullPass, shared_address},
+    pool_state,
     ports::Ports,
     term::{self, BeginError, Begun},
 };
@@ -263,6 +264,7 @@ impl Operator {
         self.metrics.show(&begun.core);
         tasks.0.extend(ports.store.duties(&ports, self.settings.duties, &recorder, &self.metrics));
         tasks.0.extend(duties::collect_endpoints(&ports, self.settings.duties, &self.metrics));
+        tasks.0.push(pool_state::watch(&ports, &begun.core, &recorder));
         let queue = Queue::new(Arc::clone(&ports.env), QUEUE, PAUSES);
         feed(&ports.env, views, &queue, &mut tasks);
         // Nodes that are gone stand in no view any more, only in claims.

@@ -11,6 +11,7 @@ use super::{
     definition::{BASAL, Column, Kind, Names},
     is_default, or_default,
     pool::Cidr,
+    pool_state::{BlockCounts, PoolState},
 };
 
 /// The finalizer of a PodCIDRCell: a deletion waits for it, and nothing of Basal ever takes it away, since a cell that
@@ -140,6 +141,7 @@ impl Kind for Ledger {
             Column::new("Store", "string", ".spec.store"),
             Column::new("Ready", "string", r#".status.conditions[?(@.type=="Ready")].status"#),
             Column::new("Reason", "string", r#".status.conditions[?(@.type=="Ready")].reason"#),
+            Column::new("Exhausted", "string", r#".status.conditions[?(@.type=="PoolExhausted")].reason"#),
             Column::new("Term", "string", ".spec.term").wide(),
             Column::AGE,
         ],
@@ -194,7 +196,14 @@ pub struct LedgerStatus {
     /// The generation that the conditions are about.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     pub observed_generation: i64,
-    /// Ready, Stalled.
+    /// Every pool CIDR, IPv4 first, in the order in which they are used up. Counted every few seconds.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["cidr"]))]
+    pub pools: Vec<PoolState>,
+    /// Blocks that lie in no pool CIDR any more.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
+    pub outside: BlockCounts,
+    /// Ready, Stalled; and while they hold PoolExhausted, PoolUnusable, BlocksOrphaned.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     #[schemars(with = "Vec<ConditionSchema>", extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -11,6 +11,7 @@ mod identity;
 mod ledger;
 mod node;
 mod pool;
+mod pool_state;
 mod schema;
 
 pub use definition::{BASAL, CILIUM, Column, Definition, Group, Kind, Names, SCHEMA_VERSION_LABEL, crds};
@@ -32,6 +33,7 @@ pub use node::{
 pub use pool::{
     CiliumPodIpPool, FamilyPool, Ipv4Pool, Ipv6Pool, LabelSelector, PodIpPoolSpec, Requirement, SelectorOperator,
 };
+pub use pool_state::{BlockCounts, PoolState};
 
 use serde::{Deserialize, Deserializer};
 

@@ -256,6 +256,11 @@ pub(crate) fn error(object: &Object) -> String {
     error.unwrap_or_default().to_owned()
 }
 
+/// The Ledger; null where there is none.
+pub(crate) fn ledger(world: &World) -> Value {
+    world.objects().all(&resources::LEDGER).into_iter().next().map(|object| object.0).unwrap_or_default()
+}
+
 /// The node record of a node.
 pub(crate) fn record(world: &World, name: &str) -> Option<Value> {
     let contents = world.kv().contents();

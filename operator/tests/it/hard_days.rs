@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{
-        LIMIT, Over, Setup, add_node, cilium_nodes, delete, error, is_served, operator, operator_of, pod_cidrs, pool,
-        pool_of, record, run, run_over,
+        LIMIT, Over, Setup, add_node, cilium_nodes, delete, error, is_served, ledger, operator, operator_of, pod_cidrs,
+        pool, pool_of, record, run, run_over,
     },
     weather::{Sky, Weather},
 };
@@ -35,6 +35,19 @@ fn all_served(count: u8) -> impl Fn(&World) -> bool {
 fn published(world: &World) -> BTreeMap<String, (Vec<String>, Option<Value>)> {
     let nodes = cilium_nodes(world);
     nodes.iter().map(|(name, object)| (name.clone(), (pod_cidrs(object), record(world, name)))).collect()
+}
+
+/// What a condition of the Ledger says, while it holds.
+fn condition(world: &World, kind: &str) -> String {
+    let conditions = ledger(world).pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let holding = conditions.iter().find(|condition| condition["type"] == kind && condition["status"] == "True");
+    holding.and_then(|condition| condition["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// The notes of events with a reason.
+fn events(world: &World, reason: &str) -> Vec<String> {
+    let events = world.objects().all(&resources::EVENT).into_iter().filter(|event| event.0["reason"] == reason);
+    events.map(|event| event.0["note"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 /// Who holds the Lease.
@@ -147,13 +160,7 @@ fn two_clusters_of_one_name_do_not_share_an_etcd() {
         let (before, keys) = (published(world), world.kv().contents());
         add_node(world, "n2", 2).await;
         operator_of(world, "b", setup.clone());
-        let told = |w: &World| {
-            let events = w.objects().all(&resources::EVENT);
-            events.iter().any(|event| {
-                event.0["reason"] == "LedgerOfAnotherCluster"
-                    && event.0["note"].as_str().is_some_and(|note| note.contains("cluster-name"))
-            })
-        };
+        let told = |w: &World| events(w, "LedgerOfAnotherCluster").iter().any(|note| note.contains("cluster-name"));
         world.until("an event says so", LIMIT, told).await?;
         let pending = setup.readiness.pending();
         assert!(pending.iter().any(|why| why.starts_with("etcd: the key basal/ipam/v1/default/owner")), "{pending:?}");
@@ -183,6 +190,9 @@ fn a_pool_that_is_changed_takes_nothing_away() {
         assert_eq!(pod_cidrs(&cilium_nodes(world)["n3"])[0], "10.2.0.0/24");
         let now = published(world);
         assert!(before.iter().all(|(name, was)| now[name] == *was), "orphaned blocks stay their nodes'");
+        world.until("the Ledger says so", LIMIT, |w| condition(w, "BlocksOrphaned").contains("2 blocks")).await?;
+        let noted = events(world, "PoolChanged");
+        assert!(noted.iter().any(|note| note.contains("it no longer has 10.0.0.0/24 (blocks of /24)")), "{noted:?}");
         delete(world, resources::NODE, "n1").await;
         world.until("n1 is gone", LIMIT, |w| !cilium_nodes(w).contains_key("n1")).await?;
         world.pass(5 * MINUTE).await?;
@@ -190,6 +200,9 @@ fn a_pool_that_is_changed_takes_nothing_away() {
         world.until("n4 is served", LIMIT, |w| is_served(w, "n4")).await?;
         let full = |w: &World| cilium_nodes(w).get("n5").is_some_and(|n5| error(n5).contains("10.2.0.0/23"));
         world.until("n5 gets none of the CIDRs that are gone", LIMIT, full).await?;
+        world.until("the Ledger says so", LIMIT, |w| condition(w, "PoolExhausted").contains("10.2.0.0/23")).await?;
+        let pools = ledger(world)["status"]["pools"].clone();
+        assert_eq!(pools[0], json!({ "cidr": "10.2.0.0/23", "maskSize": 24, "free": 0, "blocks": { "granted": 2 } }));
         world.stop("b");
         world.pass(Duration::from_secs(5)).await?;
 
@@ -198,6 +211,7 @@ fn a_pool_that_is_changed_takes_nothing_away() {
         world.until("n5 is served from what n1 left", LIMIT, |w| is_served(w, "n5")).await?;
         assert_eq!(pod_cidrs(&cilium_nodes(world)["n5"])[0], before["n1"].0[0]);
         assert_eq!(published(world)["n2"], before["n2"]);
+        world.until("nothing is orphaned", LIMIT, |w| condition(w, "BlocksOrphaned").is_empty()).await?;
         world.settle(MINUTE, LIMIT).await
     });
 }
@@ -228,6 +242,7 @@ fn another_mask_is_for_new_nodes_and_one_that_does_not_fit_is_refused() {
         let refused =
             |w: &World| cilium_nodes(w).get("n4").is_some_and(|n4| error(n4).contains("use 28 or less, or append"));
         world.until("n4 is told which masks are possible", LIMIT, refused).await?;
+        world.until("the Ledger says so", LIMIT, |w| condition(w, "PoolUnusable").contains("use 28 or less")).await?;
         assert_eq!(published(world)["n1"], before["n1"]);
         Ok(())
     });

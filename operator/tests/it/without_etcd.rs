@@ -7,7 +7,9 @@ use basal_sim::world::World;
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{LIMIT, Over, add_node, cilium_nodes, delete, is_served, operator, patch, pod_cidrs, pool, run_over},
+    cluster::{
+        LIMIT, Over, add_node, cilium_nodes, delete, is_served, ledger, operator, patch, pod_cidrs, pool, run_over,
+    },
     endpoints::pod,
 };
 
@@ -16,10 +18,6 @@ fn told(world: &World, resource: Resource) -> BTreeSet<String> {
     let events = world.objects().all(&resources::EVENT).into_iter();
     let of_kind = events.filter(|event| event.0["regarding"]["kind"] == resource.kind);
     of_kind.filter_map(|event| event.0["reason"].as_str().map(str::to_owned)).collect()
-}
-
-fn ledger(world: &World) -> Value {
-    world.objects().all(&resources::LEDGER).into_iter().next().map(|object| object.0).unwrap_or_default()
 }
 
 /// Whether the Ledger has a condition of this type and reason that is true.
