@@ -4,8 +4,10 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
 
 use super::names::{ClusterDir, ClusterName, MARK};
 use super::state::{SERVICE_CIDRS, State};
@@ -14,6 +16,7 @@ use crate::servers::{
     CertFiles, CertRequest, EtcdFlags, Pki, StaticUser, add_users, basal_users, token_of, wait_healthy, wait_ready,
     write_kubeconfig, write_tokens,
 };
+use crate::wait::{self, Check};
 use crate::{parts, process};
 
 /// Client and peer ports of Kubernetes' etcd, then its metrics.
@@ -24,6 +27,55 @@ const API_SERVER: u16 = 6443;
 /// Tokens for nodes that may join later are made at the start: the token file is read once.
 const NODE_TOKENS: [&str; 16] =
     ["n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9", "n10", "n11", "n12", "n13", "n14", "n15", "n16"];
+
+/// A server that can be killed and started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// Basal's etcd.
+    Etcd,
+    /// kube-apiserver; its own etcd goes on.
+    Api,
+}
+
+impl Server {
+    /// The name of its process.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Etcd => "basal-etcd",
+            Self::Api => "kube-apiserver",
+        }
+    }
+
+    /// The port that its clients connect to.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Etcd => BASAL_ETCD[0],
+            Self::Api => API_SERVER,
+        }
+    }
+}
+
+/// Kills a server as a crash does; its data stays.
+pub(super) fn kill_server(dir: &ClusterDir, server: Server) -> anyhow::Result<()> {
+    let file = dir.path().join(format!("{}.pid", server.name()));
+    let pid = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let pid = pid.parse().with_context(|| format!("{} holds no process id", file.display()))?;
+    process::signal_pid(pid, Signal::SIGKILL)?;
+    wait::until(server.name(), Duration::from_secs(10), Duration::from_millis(20), || {
+        Ok(if process::is_alive(pid) { Check::NotYet("it is alive".into()) } else { Check::Done(()) })
+    })
+}
+
+/// Starts a killed server on its old data; answers when it serves.
+pub(super) fn start_server(name: &ClusterName, dir: &ClusterDir, state: &State, server: Server) -> anyhow::Result<()> {
+    let pki = Pki::open(&dir.kubernetes_pki())?;
+    let plane = ControlPlane { name, dir, address: state.control_plane()[0], pki };
+    match server {
+        Server::Etcd => plane.start_etcd(server.name(), BASAL_ETCD, Some(&Pki::open(&dir.etcd_pki())?)),
+        Server::Api => plane.start_apiserver(state),
+    }
+}
 
 /// Names of the nodes that can join a cluster.
 pub(super) fn check_joinable(name: &str) -> anyhow::Result<()> {
@@ -55,7 +107,7 @@ pub(super) fn start(name: &ClusterName, dir: &ClusterDir, state: &State) -> anyh
     }
     let plane = ControlPlane { name, dir, address: v4, pki: kubernetes };
     thread::scope(|scope| {
-        let basal = scope.spawn(|| plane.start_etcd("basal-etcd", BASAL_ETCD, Some(&etcd)));
+        let basal = scope.spawn(|| plane.start_basal_etcd(&etcd));
         plane.start_etcd("kubernetes-etcd", KUBERNETES_ETCD, None)?;
         plane.start_apiserver(state)?;
         plane.start_controllers()?;
@@ -107,17 +159,18 @@ struct ControlPlane<'a> {
 }
 
 impl ControlPlane<'_> {
+    fn start_basal_etcd(&self, pki: &Pki) -> anyhow::Result<()> {
+        self.start_etcd(Server::Etcd.name(), BASAL_ETCD, Some(pki))?;
+        let url = format!("https://{}", SocketAddr::new(self.address, BASAL_ETCD[0]));
+        add_users(&basal_users(), |args| etcdctl_with(&url, &pki.files("root"))?.args(args).done())
+    }
+
     fn start_etcd(&self, name: &str, [client, peer, metrics]: [u16; 3], pki: Option<&Pki>) -> anyhow::Result<()> {
         let mut command = Command::new(parts::binary("etcd")?);
         let flags = EtcdFlags { address: self.address, client, peer, metrics };
         flags.add(&mut command, &self.dir.path().join(name), pki);
         let pid = self.spawn(name, command)?;
-        wait_healthy(SocketAddr::new(self.address, metrics), || self.check_alive(name, pid))?;
-        if let Some(pki) = pki {
-            let url = format!("https://{}", SocketAddr::new(self.address, client));
-            add_users(&basal_users(), |args| etcdctl_with(&url, &pki.files("root"))?.args(args).done())?;
-        }
-        Ok(())
+        wait_healthy(SocketAddr::new(self.address, metrics), || self.check_alive(name, pid))
     }
 
     fn start_apiserver(&self, state: &State) -> anyhow::Result<()> {
@@ -141,8 +194,9 @@ impl ControlPlane<'_> {
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(format!("--service-account-signing-key-file={}", pki.join("service-account.key").display()))
             .arg(format!("--service-account-key-file={}", pki.join("service-account.pub").display()));
-        let pid = self.spawn("kube-apiserver", command)?;
-        wait_ready(|| kubectl(self.dir), || self.check_alive("kube-apiserver", pid))
+        let server = Server::Api.name();
+        let pid = self.spawn(server, command)?;
+        wait_ready(|| kubectl(self.dir), || self.check_alive(server, pid))
             .with_context(|| format!("the API server at {}", api_url(state)))
     }
 

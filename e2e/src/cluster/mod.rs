@@ -26,6 +26,7 @@ use serde_json::Value;
 
 pub use basal::{BasalOptions, IMAGE, NAMESPACE};
 pub use cleanup::leftovers;
+pub use control_plane::Server;
 pub use names::{ClusterName, MARK};
 pub use node::Node;
 pub use node_init::run_if_asked;
@@ -152,6 +153,16 @@ impl Cluster {
     /// etcdctl for Basal's etcd as `root`, ready for its arguments.
     pub fn etcdctl(&self) -> anyhow::Result<Run> {
         control_plane::etcdctl(&self.dir, &self.state, "root")
+    }
+
+    /// Kills a server as a crash does; its data stays.
+    pub fn kill_server(&self, server: Server) -> anyhow::Result<()> {
+        control_plane::kill_server(&self.dir, server)
+    }
+
+    /// Starts a killed server on its old data; answers when it serves.
+    pub fn start_server(&self, server: Server) -> anyhow::Result<()> {
+        control_plane::start_server(&self.name, &self.dir, &self.state, server)
     }
 
     /// The URL of the API server.
