@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test soak fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -32,6 +32,10 @@ demo-down: ## take the demo's cluster down and prove that nothing is left of it
 
 test: setup ## run every check and test (needs root); the last lines are the time of each rung and the totals
 	@cargo xtask test
+
+soak: export SOAK_SECONDS ?= 300
+soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED (needs root)
+	$(E2E) test --exact kills_and_cuts_break_nothing
 
 fmt: ## format the code
 	cargo fmt --all

@@ -1,7 +1,7 @@
 //! Two etcds, kube-apiserver, kube-controller-manager and kube-scheduler, on the machine's underlay address.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::servers::{
     CertFiles, CertRequest, EtcdFlags, Pki, StaticUser, add_users, basal_users, token_of, wait_healthy, wait_ready,
     write_kubeconfig, write_tokens,
 };
-use crate::wait::{self, Check};
+use crate::wait;
 use crate::{parts, process};
 
 /// Client and peer ports of Kubernetes' etcd, then its metrics.
@@ -45,26 +45,18 @@ impl Server {
             Self::Api => "kube-apiserver",
         }
     }
-
-    /// The port that its clients connect to.
-    #[must_use]
-    pub const fn port(self) -> u16 {
-        match self {
-            Self::Etcd => BASAL_ETCD[0],
-            Self::Api => API_SERVER,
-        }
-    }
 }
 
-/// Kills a server as a crash does; its data stays.
-pub(super) fn kill_server(dir: &ClusterDir, server: Server) -> anyhow::Result<()> {
+/// Kills a server as a crash does; its data stays. Answers when its port is free.
+pub(super) fn kill_server(dir: &ClusterDir, state: &State, server: Server) -> anyhow::Result<()> {
     let file = dir.path().join(format!("{}.pid", server.name()));
     let pid = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let pid = pid.parse().with_context(|| format!("{} holds no process id", file.display()))?;
     process::signal_pid(pid, Signal::SIGKILL)?;
-    wait::until(server.name(), Duration::from_secs(10), Duration::from_millis(20), || {
-        Ok(if process::is_alive(pid) { Check::NotYet("it is alive".into()) } else { Check::Done(()) })
-    })
+    // Of many threads the first may have ended before the last, which holds the socket.
+    let port = address_of(state, server);
+    let what = format!("{} to end", server.name());
+    wait::until_ok(&what, Duration::from_secs(10), || Ok(TcpListener::bind(port)?)).map(drop)
 }
 
 /// Starts a killed server on its old data; answers when it serves.
@@ -115,14 +107,23 @@ pub(super) fn start(name: &ClusterName, dir: &ClusterDir, state: &State) -> anyh
     })
 }
 
+/// The address and port that a server's clients connect to.
+pub(super) fn address_of(state: &State, server: Server) -> SocketAddr {
+    let port = match server {
+        Server::Etcd => BASAL_ETCD[0],
+        Server::Api => API_SERVER,
+    };
+    SocketAddr::new(state.control_plane()[0], port)
+}
+
 /// The API server's URL.
 pub(super) fn api_url(state: &State) -> String {
-    format!("https://{}", SocketAddr::new(state.control_plane()[0], API_SERVER))
+    format!("https://{}", address_of(state, Server::Api))
 }
 
 /// The URL of Basal's etcd.
 pub(super) fn etcd_url(state: &State) -> String {
-    format!("https://{}", SocketAddr::new(state.control_plane()[0], BASAL_ETCD[0]))
+    format!("https://{}", address_of(state, Server::Etcd))
 }
 
 /// etcdctl for Basal's etcd with a user's certificate, ready for its arguments.

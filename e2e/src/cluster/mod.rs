@@ -17,6 +17,7 @@ mod node_init;
 mod state;
 mod underlay;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -155,9 +156,15 @@ impl Cluster {
         control_plane::etcdctl(&self.dir, &self.state, "root")
     }
 
-    /// Kills a server as a crash does; its data stays.
+    /// The address and port that a server's clients connect to.
+    #[must_use]
+    pub fn address_of(&self, server: Server) -> SocketAddr {
+        control_plane::address_of(&self.state, server)
+    }
+
+    /// Kills a server as a crash does; its data stays. Answers when its port is free.
     pub fn kill_server(&self, server: Server) -> anyhow::Result<()> {
-        control_plane::kill_server(&self.dir, server)
+        control_plane::kill_server(&self.dir, &self.state, server)
     }
 
     /// Starts a killed server on its old data; answers when it serves.

@@ -1,15 +1,22 @@
 //! The end-to-end tests. One cluster is booted once, with Basal installed by its chart; the scenarios run on it one
 //! after another, each in a file of its own. `BASAL_E2E_KEEP=1` keeps the cluster, and uses one that was kept.
 
+mod api_nodes;
 mod boot;
 mod churn;
 mod cni;
+mod faults;
 mod honesty;
 mod install;
-mod leaders;
+mod kills;
+mod observer;
+mod operators;
 mod pool;
+mod random;
 mod restart;
+mod rights;
 mod services;
+mod steps;
 mod suite;
 mod traffic;
 mod view;
@@ -44,7 +51,7 @@ fn main() -> ExitCode {
         suite.trial("policies_are_said_not_to_be_enforced", honesty::policies_are_said_not_to_be_enforced),
         suite.trial("nodes_come_and_go", pool::nodes_come_and_go),
         suite.trial("an_exhausted_pool_says_so", pool::an_exhausted_pool_says_so),
-        suite.trial("no_block_twice_with_dying_leaders", leaders::no_block_twice),
+        suite.trial("kills_and_cuts_break_nothing", kills::nothing_breaks),
         suite.trial("a_refused_key_stops_the_start", honesty::a_refused_key_stops_the_start),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);

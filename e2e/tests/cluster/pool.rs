@@ -6,7 +6,7 @@ use anyhow::ensure;
 use basal_e2e::cluster::{BasalOptions, Cluster};
 use ipnet::IpNet;
 
-use crate::leaders::join;
+use crate::api_nodes::join;
 use crate::suite::wider;
 use crate::view::{
     IP_RECORDS, basal, events, eventually, has, keys, knows_the_others, node_key, operator_metric, pod_cidrs, record,

@@ -46,10 +46,11 @@ pub(crate) fn values() -> Value {
     })
 }
 
-/// The same with a pool that another CIDR of each family was appended to.
+/// The same with a pool that was widened: for hundreds of nodes, and the blocks that rest meanwhile.
 pub(crate) fn wider() -> Value {
     let mut values = values();
-    values["ipam"]["operator"]["clusterPoolIPv4PodCIDRList"] = json!(["10.100.0.0/22", "10.101.0.0/16"]);
+    values["ipam"]["operator"]["clusterPoolIPv4PodCIDRList"] =
+        json!(["10.100.0.0/22", "10.101.0.0/16", "10.104.0.0/14"]);
     values["ipam"]["operator"]["clusterPoolIPv6PodCIDRList"] = json!(["fd00:100::/118", "fd00:101::/104"]);
     values
 }

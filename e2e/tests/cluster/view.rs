@@ -74,9 +74,12 @@ pub(crate) fn keys(cluster: &Cluster, prefix: &str) -> anyhow::Result<Vec<String
     Ok(found.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
+/// Where node records lie.
+pub(crate) const RECORDS: &str = "cilium/state/nodes/v1/default/";
+
 /// The key of a node's record.
 pub(crate) fn node_key(node: &str) -> String {
-    format!("cilium/state/nodes/v1/default/{node}")
+    format!("{RECORDS}{node}")
 }
 
 /// Where ip→identity records lie.
