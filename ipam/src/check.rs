@@ -15,6 +15,7 @@ use self::rules::View;
 use crate::{
     cell::{Cell, CellError, CellId},
     config::PoolConfig,
+    owners::Source,
     prefix::PodCidr,
 };
 
@@ -35,6 +36,8 @@ pub struct NodeFact {
 pub struct CiliumNodeFact {
     /// `spec.ipam.podCIDRs`, as written: it may hold anything.
     pub pod_cidrs: Vec<String>,
+    /// The blocks among them that `status.ipam.pod-cidrs` confirms.
+    pub confirmed: Vec<PodCidr>,
     /// `status.ipam.operator-status.error`.
     pub error: String,
 }
@@ -62,9 +65,12 @@ pub struct IpFact {
 pub struct Facts {
     /// The pool that is configured.
     pub pool: PoolConfig,
+    /// By what agents know that a block is a node's: [`Source::Record`], or [`Source::Confirmation`] where records are not
+    /// kept in etcd.
+    pub published: Source,
     /// The cells of the ledger.
     pub cells: BTreeMap<CellId, Result<Cell, CellError>>,
-    /// Keys among the cells that are none.
+    /// Keys or objects among the cells that are none.
     pub strays: Vec<String>,
     /// Blocks that rest longer in quarantine than they need, under one and the same leader.
     pub overdue: BTreeSet<PodCidr>,
@@ -81,11 +87,12 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// An empty cluster with this pool.
+    /// An empty cluster with this pool, in which agents know by `published` what is whose.
     #[must_use]
-    pub fn new(pool: PoolConfig) -> Self {
+    pub fn new(pool: PoolConfig, published: Source) -> Self {
         Self {
             pool,
+            published,
             cells: BTreeMap::new(),
             strays: Vec::new(),
             overdue: BTreeSet::new(),

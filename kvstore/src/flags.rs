@@ -1,7 +1,8 @@
-//! The keys that every daemon with a way to etcd has: which cluster it works for, and where that cluster's records are.
+//! The keys that several programs have: which cluster it works for, the pool of its blocks, and where its records are.
 //! Names and defaults are Cilium's.
 
 use basal_crds::names::{Cluster, ClusterId, ClusterName, NameError};
+use basal_ipam::config::{FamilySettings, PoolConfig, PoolConfigError, PoolSettings};
 use basal_runtime::config::{GoDuration, StringMap};
 
 use crate::{
@@ -43,6 +44,43 @@ pub struct EtcdFlags {
     pub kvstore_lease_ttl: GoDuration,
 }
 
+/// The pool.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "IPAM")]
+pub struct PoolFlags {
+    /// How addresses are managed; only cluster-pool
+    #[arg(long, default_value = "cluster-pool")]
+    pub ipam: String,
+
+    /// Give pods IPv4 addresses
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv4: bool,
+
+    /// Give pods IPv6 addresses
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv6: bool,
+
+    /// IPv4 CIDRs that blocks are taken from, used up in this order
+    #[arg(long, value_name = "CIDR,…")]
+    pub cluster_pool_ipv4_cidr: Vec<String>,
+
+    /// Prefix length of a node's IPv4 block, at most 30
+    #[arg(long, default_value_t = 24)]
+    pub cluster_pool_ipv4_mask_size: u8,
+
+    /// IPv6 CIDRs that blocks are taken from, used up in this order
+    #[arg(long, value_name = "CIDR,…")]
+    pub cluster_pool_ipv6_cidr: Vec<String>,
+
+    /// Prefix length of a node's IPv6 block, at most 126
+    #[arg(long, default_value_t = 112)]
+    pub cluster_pool_ipv6_mask_size: u8,
+
+    /// How long a released block rests before it is granted again (Basal's own key)
+    #[arg(long, default_value = "5m")]
+    pub cluster_pool_quarantine: GoDuration,
+}
+
 /// What the keys about etcd say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdSettings {
@@ -79,6 +117,21 @@ impl ClusterFlags {
     /// [`FlagsError::Cluster`].
     pub fn cluster(&self) -> Result<Cluster, FlagsError> {
         Ok(Cluster::new(ClusterName::new(self.cluster_name.clone())?, ClusterId::new(self.cluster_id))?)
+    }
+}
+
+impl PoolFlags {
+    /// The pool.
+    ///
+    /// # Errors
+    /// See [`PoolConfigError`].
+    pub fn config(&self) -> Result<PoolConfig, PoolConfigError> {
+        let family =
+            |enabled, cidrs: &Vec<String>, mask_size| FamilySettings { enabled, cidrs: cidrs.clone(), mask_size };
+        PoolConfig::new(&PoolSettings {
+            ipv4: family(self.enable_ipv4, &self.cluster_pool_ipv4_cidr, self.cluster_pool_ipv4_mask_size),
+            ipv6: family(self.enable_ipv6, &self.cluster_pool_ipv6_cidr, self.cluster_pool_ipv6_mask_size),
+        })
     }
 }
 

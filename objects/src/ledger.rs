@@ -53,7 +53,7 @@ use self::{
 };
 pub use self::{
     active::{activate, check, key},
-    format::read_cell,
+    format::{new_cell, read_cell, stored_cell},
 };
 use crate::{
     object::{

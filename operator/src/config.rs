@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use basal_ipam::config::{FamilySettings, PoolConfig, PoolConfigError, PoolSettings};
-use basal_kvstore::flags::{ClusterFlags, EtcdFlags, EtcdSettings, FlagsError};
+use basal_ipam::config::{PoolConfig, PoolConfigError};
+use basal_kvstore::flags::{ClusterFlags, EtcdFlags, EtcdSettings, FlagsError, PoolFlags};
 use basal_objects::{kube::KubeFlags, leadership::LeadershipOptions};
 use basal_runtime::{
     admin::ListenAddress,
@@ -44,43 +44,6 @@ pub struct OperatorConfig {
     /// What is served.
     #[command(flatten)]
     pub serving: ServingFlags,
-}
-
-/// The pool.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "IPAM")]
-pub struct PoolFlags {
-    /// How addresses are managed; only cluster-pool
-    #[arg(long, default_value = "cluster-pool")]
-    pub ipam: String,
-
-    /// Give pods IPv4 addresses
-    #[arg(long, default_value_t = true)]
-    pub enable_ipv4: bool,
-
-    /// Give pods IPv6 addresses
-    #[arg(long, default_value_t = true)]
-    pub enable_ipv6: bool,
-
-    /// IPv4 CIDRs that blocks are taken from, used up in this order
-    #[arg(long, value_name = "CIDR,…")]
-    pub cluster_pool_ipv4_cidr: Vec<String>,
-
-    /// Prefix length of a node's IPv4 block, at most 30
-    #[arg(long, default_value_t = 24)]
-    pub cluster_pool_ipv4_mask_size: u8,
-
-    /// IPv6 CIDRs that blocks are taken from, used up in this order
-    #[arg(long, value_name = "CIDR,…")]
-    pub cluster_pool_ipv6_cidr: Vec<String>,
-
-    /// Prefix length of a node's IPv6 block, at most 126
-    #[arg(long, default_value_t = 112)]
-    pub cluster_pool_ipv6_mask_size: u8,
-
-    /// How long a released block rests before it is granted again (Basal's own key)
-    #[arg(long, default_value = "5m")]
-    pub cluster_pool_quarantine: GoDuration,
 }
 
 /// The API server.
@@ -181,14 +144,7 @@ impl OperatorConfig {
     /// # Errors
     /// See [`PoolConfigError`].
     pub fn pool(&self) -> Result<PoolConfig, CheckError> {
-        let p = &self.pool;
-        let family =
-            |enabled, cidrs: &Vec<String>, mask_size| FamilySettings { enabled, cidrs: cidrs.clone(), mask_size };
-        let settings = PoolSettings {
-            ipv4: family(p.enable_ipv4, &p.cluster_pool_ipv4_cidr, p.cluster_pool_ipv4_mask_size),
-            ipv6: family(p.enable_ipv6, &p.cluster_pool_ipv6_cidr, p.cluster_pool_ipv6_mask_size),
-        };
-        Ok(PoolConfig::new(&settings)?)
+        Ok(self.pool.config()?)
     }
 
     /// Checks what clap cannot: keys that depend on each other.

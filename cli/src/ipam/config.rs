@@ -4,10 +4,10 @@ use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::Context as _;
 use basal_crds::names::ClusterName;
-use basal_ipam::config::{FamilySettings, PoolConfig, PoolSettings};
+use basal_ipam::config::PoolConfig;
 use basal_kvstore::{
     config::KvstoreOptions,
-    flags::{ClusterFlags, EtcdFlags},
+    flags::{ClusterFlags, EtcdFlags, PoolFlags},
 };
 use basal_objects::kube::KubeFlags;
 use basal_runtime::config::{self, ConfigDirFlag, ConfigError, GoDuration, Sources};
@@ -41,7 +41,7 @@ pub(crate) struct CheckConfig {
 
     /// The pool.
     #[command(flatten)]
-    pub(crate) pool: PoolKeys,
+    pub(crate) pool: PoolFlags,
 
     /// etcd.
     #[command(flatten)]
@@ -76,57 +76,6 @@ pub(crate) struct Action {
     pub(crate) pause: GoDuration,
 }
 
-/// The pool, by the operator's keys.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "IPAM")]
-pub(crate) struct PoolKeys {
-    /// Nodes have IPv4 blocks
-    #[arg(long, default_value_t = true)]
-    pub(crate) enable_ipv4: bool,
-
-    /// Nodes have IPv6 blocks
-    #[arg(long, default_value_t = true)]
-    pub(crate) enable_ipv6: bool,
-
-    /// IPv4 CIDRs of the pool
-    #[arg(long, value_name = "CIDR,…")]
-    pub(crate) cluster_pool_ipv4_cidr: Vec<String>,
-
-    /// Prefix length of a node's IPv4 block
-    #[arg(long, default_value_t = 24)]
-    pub(crate) cluster_pool_ipv4_mask_size: u8,
-
-    /// IPv6 CIDRs of the pool
-    #[arg(long, value_name = "CIDR,…")]
-    pub(crate) cluster_pool_ipv6_cidr: Vec<String>,
-
-    /// Prefix length of a node's IPv6 block
-    #[arg(long, default_value_t = 112)]
-    pub(crate) cluster_pool_ipv6_mask_size: u8,
-
-    /// How long a released block rests
-    #[arg(long, default_value = "5m")]
-    pub(crate) cluster_pool_quarantine: GoDuration,
-}
-
-impl PoolKeys {
-    fn config(&self) -> anyhow::Result<PoolConfig> {
-        let settings = PoolSettings {
-            ipv4: FamilySettings {
-                enabled: self.enable_ipv4,
-                cidrs: self.cluster_pool_ipv4_cidr.clone(),
-                mask_size: self.cluster_pool_ipv4_mask_size,
-            },
-            ipv6: FamilySettings {
-                enabled: self.enable_ipv6,
-                cidrs: self.cluster_pool_ipv6_cidr.clone(),
-                mask_size: self.cluster_pool_ipv6_mask_size,
-            },
-        };
-        PoolConfig::new(&settings).context("the pool has to be known, as the operator knows it")
-    }
-}
-
 impl CheckConfig {
     /// Reads flags, variables and the mounted ConfigMap; `arguments` are those behind `basal ipam check`. Help and
     /// wrong usage end the process here, as clap ends it.
@@ -155,14 +104,11 @@ impl CheckConfig {
 
     /// The pool.
     pub(crate) fn pool(&self) -> anyhow::Result<PoolConfig> {
-        self.pool.config()
+        self.pool.config().context("the pool has to be known, as the operator knows it")
     }
 
-    /// The way to etcd.
-    pub(crate) fn kvstore(&self) -> anyhow::Result<KvstoreOptions> {
-        let etcd = self.etcd.settings()?;
-        let etcd =
-            etcd.context("kvstore: the check reads a ledger in etcd, not one in custom resources; set it to \"etcd\"")?;
-        Ok(etcd.options)
+    /// The way to etcd; `None` where claims are kept in custom resources.
+    pub(crate) fn kvstore(&self) -> anyhow::Result<Option<KvstoreOptions>> {
+        Ok(self.etcd.settings()?.map(|etcd| etcd.options))
     }
 }

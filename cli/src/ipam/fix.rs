@@ -1,13 +1,13 @@
 //! What `--fix` does: it says each step, and then does it under conditions on what was read.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use basal_crds::kvstore::{keys, timestamp_value};
 use basal_ipam::{
     cell::CellId,
     check::{Finding, Kind, Remedy},
 };
-use basal_kvstore::kv::{Compare, Is, Keys, Op, Txn};
+use basal_kvstore::kv::{Compare, Is, Keys, Kv, Op, Txn};
 use basal_objects::{
     object::{ObjectKey, resources},
     port::MergePatch,
@@ -21,10 +21,11 @@ use super::stores::{Look, Stores};
 const NUDGED: &str = "basal.io/nudged-at";
 
 /// One step.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// Deletes a node record, if record, fence and the cells around its blocks are as they were read.
     DeleteRecord {
+        /// Where it lies.
+        kv: Arc<dyn Kv>,
         /// The node.
         node: String,
         /// Its key.
@@ -71,20 +72,21 @@ pub(super) fn plan(stores: &Stores, look: &Look, findings: &[Finding]) -> Plan {
 }
 
 fn delete_record(stores: &Stores, look: &Look, node: &str) -> Option<Step> {
+    let etcd = stores.etcd.as_ref()?;
     let key = format!("{}{node}", keys::nodes_of(&stores.cluster));
     let mut when = vec![Compare::new(key.clone(), Is::ModRevision(*look.records.get(node)?))];
-    when.push(Compare::new(stores.keys.fence(), Is::ModRevision(look.fence.version.0)));
+    when.push(Compare::new(etcd.keys.fence(), Is::ModRevision(look.fence.version.0)));
     let record = look.facts.records.get(node)?.as_ref().ok()?;
     let around: BTreeSet<CellId> = record.blocks.iter().flat_map(|block| CellId::candidates(*block)).collect();
     let cells = look.cells.iter().filter(|(cell, _)| around.contains(cell));
-    when.extend(cells.map(|(cell, version)| Compare::new(stores.keys.cell(*cell), Is::ModRevision(version.0))));
-    Some(Step::DeleteRecord { node: node.to_owned(), key, when })
+    when.extend(cells.map(|(cell, version)| Compare::new(etcd.keys.cell(*cell), Is::ModRevision(version.0))));
+    Some(Step::DeleteRecord { kv: Arc::clone(&etcd.kv), node: node.to_owned(), key, when })
 }
 
 /// Does a step; answers what came of it, `Err` when nothing was done.
 pub(super) async fn carry_out(stores: &Stores, step: Step) -> Result<(), String> {
     match step {
-        Step::DeleteRecord { node, key, when } => {
+        Step::DeleteRecord { kv, node, key, when } => {
             for resource in [resources::NODE, resources::CILIUM_NODE] {
                 let found = stores.objects.get(resource, &ObjectKey::cluster(&node)).await;
                 if found.map_err(|error| error.to_string())?.is_some() {
@@ -92,7 +94,7 @@ pub(super) async fn carry_out(stores: &Stores, step: Step) -> Result<(), String>
                 }
             }
             let txn = Txn { when, then: vec![Op::Delete(Keys::One(key))], or_else: Vec::new() };
-            match stores.kv.txn(txn).await {
+            match kv.txn(txn).await {
                 Outcome::Done(answer) if answer.succeeded => Ok(()),
                 Outcome::Done(_) => Err("record, claims or leader changed meanwhile; look again".to_owned()),
                 Outcome::Refused(refusal) => Err(refusal.to_string()),

@@ -5,7 +5,9 @@ use basal_crds::{
     resources::{CiliumEndpoint, CiliumNode},
 };
 use basal_ipam::{
+    cell::{Cell, CellError, Version},
     check::{CiliumNodeFact, IpFact, NodeFact, Read, RecordFact},
+    ledger::StoredCell,
     names::{NodeName, NodeUid},
     prefix::PodCidr,
 };
@@ -23,13 +25,22 @@ pub(super) fn node(object: &Object) -> Read<NodeFact> {
 /// A CiliumNode.
 pub(super) fn cilium_node(object: &Object) -> Read<CiliumNodeFact> {
     let node: CiliumNode = object.parse().map_err(|error| error.to_string())?;
-    Ok(CiliumNodeFact { pod_cidrs: node.spec.ipam.pod_cidrs, error: node.status.ipam.operator_status.error })
+    let confirmed = node.confirmed_pod_cidrs().filter_map(|(_, text)| text.parse().ok()).collect();
+    Ok(CiliumNodeFact { pod_cidrs: node.spec.ipam.pod_cidrs, confirmed, error: node.status.ipam.operator_status.error })
 }
 
 /// The addresses of a CiliumEndpoint.
 pub(super) fn endpoint(object: &Object) -> Read<Vec<IpAddr>> {
     let endpoint: CiliumEndpoint = object.parse().map_err(|error| error.to_string())?;
     endpoint.addresses().into_iter().collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+/// A cell. One that has lost its object is not known to be empty.
+pub(super) fn cell(stored: &StoredCell) -> Result<Cell, CellError> {
+    if stored.version == Version::ABSENT {
+        return Err(CellError::Unreadable("the Ledger lists it, and its PodCIDRCell is gone".to_owned()));
+    }
+    stored.cell.clone()
 }
 
 /// A node record.

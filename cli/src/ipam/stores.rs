@@ -9,6 +9,7 @@ use basal_ipam::{
     check::{Facts, Read},
     config::PoolConfig,
     ledger::{FenceSeen, Ledger, Loaded},
+    owners::Source,
     prefix::PodCidr,
 };
 use basal_kvstore::{
@@ -19,6 +20,7 @@ use basal_kvstore::{
 };
 use basal_objects::{
     kube::KubeObjects,
+    ledger::ObjectLedger,
     object::{Object, Resource, resources},
     port::{Freshness, Objects, Scope},
 };
@@ -27,18 +29,25 @@ use basal_runtime::env::{SharedEnv, SystemEnv};
 use super::{config::CheckConfig, overdue::overdue, read};
 
 /// The servers, and whose cluster it is.
-///
-/// Cells come from the port [`Ledger`], whichever store is behind it; everything else that etcd holds comes from [`Kv`].
 #[derive(Clone)]
 pub(super) struct Stores {
     pub(super) env: SharedEnv,
-    pub(super) kv: Arc<dyn Kv>,
     pub(super) objects: Arc<dyn Objects>,
+    /// The cells, whichever store they are in.
     pub(super) ledger: Arc<dyn Ledger>,
-    pub(super) keys: LedgerKeys,
+    /// Where records are kept, unless it is in custom resources.
+    pub(super) etcd: Option<Etcd>,
     pub(super) cluster: ClusterName,
     pub(super) pool: PoolConfig,
     pub(super) quarantine: Duration,
+}
+
+/// Basal's etcd.
+#[derive(Clone)]
+pub(super) struct Etcd {
+    pub(super) kv: Arc<dyn Kv>,
+    /// Where the ledger lies in it.
+    pub(super) keys: LedgerKeys,
 }
 
 /// What one look saw.
@@ -50,7 +59,7 @@ pub(super) struct Look {
     pub(super) fence: FenceSeen,
     /// The version of each cell.
     pub(super) cells: BTreeMap<CellId, Version>,
-    /// The revision that wrote each node record.
+    /// The revision of etcd that wrote each node record.
     pub(super) records: BTreeMap<String, Revision>,
 }
 
@@ -59,30 +68,39 @@ impl Stores {
     pub(super) async fn connect(config: &CheckConfig) -> anyhow::Result<Self> {
         let env: SharedEnv = Arc::new(SystemEnv);
         let (cluster, pool) = (config.cluster()?, config.pool()?);
-        let options = config.kvstore()?;
-        let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &options.load()?, Limits::from(&options)).await?);
+        let kvstore = config.kvstore()?;
         let objects: Arc<dyn Objects> = Arc::new(KubeObjects::connect(&config.reach, Arc::clone(&env)).await?);
-        Ok(Self::new(env, kv, objects, cluster, pool, config.pool.cluster_pool_quarantine.0))
+        let (etcd, ledger): (_, Arc<dyn Ledger>) = match kvstore {
+            Some(options) => {
+                let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &options.load()?, Limits::from(&options)).await?);
+                let ledger = EtcdLedger::new(Arc::clone(&kv), cluster.as_str());
+                (Some(Etcd { kv, keys: ledger.keys().clone() }), Arc::new(ledger))
+            }
+            None => (None, Arc::new(ObjectLedger::new(Arc::clone(&objects), cluster.as_str()))),
+        };
+        let quarantine = config.pool.cluster_pool_quarantine.0;
+        Ok(Self { env, objects, ledger, etcd, cluster, pool, quarantine })
     }
 
-    /// Stores with the ledger in etcd.
-    pub(super) fn new(
-        env: SharedEnv,
-        kv: Arc<dyn Kv>,
-        objects: Arc<dyn Objects>,
-        cluster: ClusterName,
-        pool: PoolConfig,
-        quarantine: Duration,
-    ) -> Self {
-        let ledger = EtcdLedger::new(Arc::clone(&kv), cluster.as_str());
-        let keys = ledger.keys().clone();
-        Self { env, kv, objects, ledger: Arc::new(ledger), keys, cluster, pool, quarantine }
+    /// By what agents know that a block is a node's.
+    pub(super) fn published(&self) -> Source {
+        if self.etcd.is_some() { Source::Record } else { Source::Confirmation }
     }
 
     /// Reads everything: etcd as of one revision, each kind of object as of one resourceVersion.
     pub(super) async fn look(&self) -> anyhow::Result<Look> {
         let loaded = self.load().await?;
-        let mut look = self.look_at_etcd(&loaded).await?;
+        let mut look = Look {
+            facts: Facts::new(self.pool.clone(), self.published()),
+            fence: loaded.fence.clone(),
+            cells: loaded.cells.iter().map(|(id, stored)| (*id, stored.version)).collect(),
+            records: BTreeMap::new(),
+        };
+        look.facts.cells = loaded.cells.iter().map(|(id, stored)| (*id, read::cell(stored))).collect();
+        look.facts.strays.clone_from(&loaded.strays);
+        if let Some(etcd) = &self.etcd {
+            self.look_at_etcd(etcd, &loaded, &mut look).await?;
+        }
         let list = |resource| self.list(resource);
         let (nodes, cilium_nodes, endpoints) =
             futures::try_join!(list(resources::NODE), list(resources::CILIUM_NODE), list(resources::CILIUM_ENDPOINT))?;
@@ -98,24 +116,18 @@ impl Stores {
         self.ledger.load().await.context("the ledger")
     }
 
-    async fn look_at_etcd(&self, loaded: &Loaded) -> anyhow::Result<Look> {
-        let (kv, revision) = (self.kv.as_ref(), loaded.mark.revision);
+    async fn look_at_etcd(&self, etcd: &Etcd, loaded: &Loaded, look: &mut Look) -> anyhow::Result<()> {
+        let (kv, revision) = (etcd.kv.as_ref(), loaded.mark.revision);
         let prefix = keys::nodes_of(&self.cluster);
         let records = list_at(kv, &prefix, revision, PAGE_SIZE).await.context("the node records")?;
         let ips = list_at(kv, keys::IPS_PREFIX, revision, PAGE_SIZE).await.context("the ip→identity records")?;
-        let mut facts = Facts::new(self.pool.clone());
-        facts.cells = loaded.cells.iter().map(|(id, stored)| (*id, stored.cell.clone())).collect();
-        facts.strays.clone_from(&loaded.strays);
-        facts.overdue = overdue(kv, &self.keys, loaded, self.quarantine).await.context("the ledger's history")?;
+        let facts = &mut look.facts;
+        facts.overdue = overdue(kv, &etcd.keys, loaded, self.quarantine).await.context("the ledger's history")?;
         let name = |key: &str, prefix: &str| key.strip_prefix(prefix).unwrap_or(key).to_owned();
         facts.records = records.kvs.iter().map(|kv| (name(&kv.key, &prefix), read::record(kv))).collect();
         facts.ips = ips.kvs.iter().map(|kv| (name(&kv.key, keys::IPS_PREFIX), read::ip(kv))).collect();
-        Ok(Look {
-            facts,
-            fence: loaded.fence.clone(),
-            cells: loaded.cells.iter().map(|(id, stored)| (*id, stored.version)).collect(),
-            records: records.kvs.iter().map(|kv| (name(&kv.key, &prefix), kv.mod_revision)).collect(),
-        })
+        look.records = records.kvs.iter().map(|kv| (name(&kv.key, &prefix), kv.mod_revision)).collect();
+        Ok(())
     }
 
     async fn list(&self, resource: Resource) -> anyhow::Result<Vec<Object>> {

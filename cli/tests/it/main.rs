@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod real_check;
+mod real_objects;
 mod real_watch;
 mod stage;

@@ -17,10 +17,11 @@ use basal_e2e::{
 };
 use basal_ipam::{
     cell::{Block, BlockState, Cell, CellId},
-    names::{NodeName, NodeUid},
+    names::{NodeName, NodeUid, TermId},
 };
 use basal_kvstore::ledger::LedgerKeys;
-use serde_json::{Value, json};
+use basal_objects::ledger::new_cell;
+use serde_json::{Map, Value, json};
 
 /// How long anything may take before a test says what it waited for.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -93,17 +94,52 @@ impl Stage {
     }
 
     /// The cell 10.0.0.0/16 with these blocks; each is that of the Node of its node's name, if there is one.
-    pub(crate) fn cell(&self, blocks: &[(&str, &str, BlockState)]) {
-        let id = CellId::new("10.0.0.0/16".parse().unwrap());
-        let mut cell = Cell::new(id, "10.0.0.0/16".parse().unwrap(), 24).unwrap();
+    fn cell_of(&self, blocks: &[(&str, &str, BlockState)]) -> Cell {
+        let mut cell = Cell::new(cell_id(), "10.0.0.0/16".parse().unwrap(), 24).unwrap();
         for (at, node, state) in blocks {
             let uid = self.kubectl(&["get", "node", node, "--ignore-not-found", "-o", "jsonpath={.metadata.uid}"]);
             let node = NodeName::new(node).unwrap();
             let block = Block { state: *state, node, uid: NodeUid::new(&uid).ok() };
             cell.set(at.parse().unwrap(), block).unwrap();
         }
-        let text = String::from_utf8(cell.to_json().unwrap()).unwrap();
-        self.put(&LedgerKeys::new("default").cell(id), &text);
+        cell
+    }
+
+    /// Puts the cell with these blocks into etcd.
+    pub(crate) fn cell(&self, blocks: &[(&str, &str, BlockState)]) {
+        let text = String::from_utf8(self.cell_of(blocks).to_json().unwrap()).unwrap();
+        self.put(&LedgerKeys::new("default").cell(cell_id()), &text);
+    }
+
+    /// The Ledger with this store as the active one, which lists the cell.
+    pub(crate) fn ledger_object(&self, store: &str) {
+        let object = json!({
+            "apiVersion": "basal.io/v1alpha1", "kind": "Ledger", "metadata": {"name": "default"},
+            "spec": {"store": store, "term": "term", "cells": [cell_id().to_string()]},
+        });
+        self.server.apply(&object).unwrap();
+    }
+
+    /// Makes the cell with these blocks a PodCIDRCell.
+    pub(crate) fn cell_object(&self, blocks: &[(&str, &str, BlockState)]) {
+        let term = TermId::from_random(1, 1);
+        self.server.apply(&new_cell("default", &term, &self.cell_of(blocks)).0).unwrap();
+    }
+
+    /// Deletes it as nobody should: without its finalizer.
+    pub(crate) fn remove_cell_object(&self) {
+        let name = self.kubectl(&["get", "podcidrcells", "-o", "jsonpath={.items[0].metadata.name}"]);
+        let free = r#"{"metadata":{"finalizers":null}}"#;
+        self.kubectl(&["patch", "podcidrcell", &name, "--type=merge", "-p", free]);
+        self.kubectl(&["delete", "podcidrcell", &name]);
+    }
+
+    /// Writes which blocks the operator confirms.
+    pub(crate) fn confirm(&self, name: &str, cidrs: &[&str]) {
+        let uses: Map<String, Value> =
+            cidrs.iter().map(|cidr| ((*cidr).to_owned(), json!({"status": "in-use"}))).collect();
+        let status = json!([{"op": "add", "path": "/status", "value": {"ipam": {"pod-cidrs": uses}}}]).to_string();
+        self.kubectl(&["patch", "ciliumnode", name, "--subresource=status", "--type=json", "-p", &status]);
     }
 
     pub(crate) fn record(&self, node: &str, cidr: &str) {
@@ -166,6 +202,10 @@ impl Stage {
         watch.until("following");
         watch
     }
+}
+
+fn cell_id() -> CellId {
+    CellId::new("10.0.0.0/16".parse().unwrap())
 }
 
 pub(crate) fn binary() -> &'static str {

@@ -17,25 +17,28 @@ use serde_json::Value;
 
 /// The keys that an operator with these values has, and the way to both servers.
 fn arguments(cluster: &Cluster, values: &Value) -> anyhow::Result<Vec<String>> {
-    let config = cluster.dir().join("root.etcd.config");
-    fs::write(&config, client_config(&[cluster.etcd_url()], &cluster.etcd_user("root")?))?;
     let pool = &values["ipam"]["operator"];
     let cidrs = |key: &str| {
         let list = pool[key].as_array().into_iter().flatten().filter_map(Value::as_str);
         list.collect::<Vec<_>>().join(",")
     };
     let quarantine = pool["clusterPoolQuarantine"].as_str().context("the values have no quarantine")?;
-    Ok(vec![
+    let mut arguments = vec![
         "ipam".into(),
         "check".into(),
-        "--kvstore=etcd".into(),
-        format!("--kvstore-opt=etcd.config={}", config.display()),
         format!("--k8s-kubeconfig-path={}", cluster.kubeconfig().display()),
         format!("--cluster-pool-ipv4-cidr={}", cidrs("clusterPoolIPv4PodCIDRList")),
         format!("--cluster-pool-ipv6-cidr={}", cidrs("clusterPoolIPv6PodCIDRList")),
         "--cluster-pool-ipv6-mask-size=120".into(),
         format!("--cluster-pool-quarantine={quarantine}"),
-    ])
+    ];
+    if values["etcd"]["enabled"] != false {
+        let config = cluster.dir().join("root.etcd.config");
+        fs::write(&config, client_config(&[cluster.etcd_url()], &cluster.etcd_user("root")?))?;
+        arguments.push("--kvstore=etcd".into());
+        arguments.push(format!("--kvstore-opt=etcd.config={}", config.display()));
+    }
+    Ok(arguments)
 }
 
 /// The command that was built beside these tests.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, anyhow, ensure};
 use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, Options};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::churn::{pods_are_gone, pods_come, traces};
+use crate::observer::check;
 use crate::suite::values;
 use crate::traffic::{Capture, identities, identities_on_the_wire, reach, rows};
 use crate::view::{basal, eventually, keys, knows_the_others, pod_cidrs};
@@ -17,9 +18,8 @@ use crate::workload::{Checks, Pod, delete, deploy};
 pub(crate) fn records_are_objects() -> anyhow::Result<()> {
     let name: ClusterName = "none".parse()?;
     cluster::down(&name)?;
-    let mut values = values();
-    values["etcd"] = json!({"enabled": false});
-    let options = Options { name: name.clone(), nodes: 3, cni: Cni::Basal, basal: BasalOptions { values } };
+    let basal = BasalOptions { values: without_etcd() };
+    let options = Options { name: name.clone(), nodes: 3, cni: Cni::Basal, basal };
     let result = cluster::up(&options).and_then(|mut cluster| exercise(&mut cluster));
     let result = result.map_err(|error| match Cluster::open(&name).and_then(|cluster| cluster.collect()) {
         Ok(folder) => anyhow!("{error:#}\nlogs, objects, maps and routes: {}", folder.display()),
@@ -27,6 +27,12 @@ pub(crate) fn records_are_objects() -> anyhow::Result<()> {
     });
     cluster::down(&name)?;
     result
+}
+
+fn without_etcd() -> Value {
+    let mut values = values();
+    values["etcd"] = json!({"enabled": false});
+    values
 }
 
 fn exercise(cluster: &mut Cluster) -> anyhow::Result<()> {
@@ -48,6 +54,7 @@ fn exercise(cluster: &mut Cluster) -> anyhow::Result<()> {
     for node in cluster.nodes()? {
         eventually(&format!("{} to forget n3", node.name()), || knows_the_others(cluster, &node))?;
     }
+    eventually("nothing to be wrong with the blocks", || check(cluster, &without_etcd()))?;
     let written = keys(cluster, "")?;
     ensure!(written.is_empty(), "etcd holds {written:?}");
     Ok(())

@@ -93,6 +93,9 @@ impl<'a> View<'a> {
         for (name, node) in readable(&facts.cilium_nodes) {
             let blocks = node.pod_cidrs.iter().filter_map(|text| text.parse().ok());
             view.hold(name, blocks, Source::Spec);
+            if facts.published == Source::Confirmation {
+                view.hold(name, node.confirmed.iter().copied(), Source::Confirmation);
+            }
         }
         for (name, record) in readable(&facts.records) {
             view.hold(name, record.blocks.iter().copied(), Source::Record);
@@ -142,6 +145,7 @@ impl<'a> View<'a> {
         let says = |source| self.holdings.contains(&Holding { block: *block, node: node.clone(), source });
         places.extend(says(Source::Spec).then(|| spec_place(node)));
         places.extend(says(Source::Record).then(|| record_place(node)));
+        places.extend(says(Source::Confirmation).then(|| format!("status of CiliumNode {node}")));
         places
     }
 
@@ -347,14 +351,14 @@ impl<'a> View<'a> {
                 |block: &PodCidr| self.holdings.contains(&Holding { block: *block, node: node.to_owned(), source });
             usable.iter().any(listed)
         };
-        let known = |read: Option<bool>| read.unwrap_or(true);
-        if known(self.facts.cilium_nodes.get(node).map(Result::is_ok)) && !lists(Source::Spec) {
-            return Some(format!("its CiliumNode does not list {}", joined(&usable)));
-        }
-        if known(self.facts.records.get(node).map(Result::is_ok)) && !lists(Source::Record) {
-            return Some(format!("its node record does not list {}", joined(&usable)));
-        }
-        None
+        let (spec, published) = (self.facts.cilium_nodes.get(node), self.facts.published);
+        let published_by = match published {
+            Source::Confirmation => spec.map(Result::is_ok),
+            _ => self.facts.records.get(node).map(Result::is_ok),
+        };
+        let readable = [(Source::Spec, spec.map(Result::is_ok)), (published, published_by)];
+        let lacks = readable.into_iter().find(|(source, read)| read.unwrap_or(true) && !lists(*source));
+        lacks.map(|(source, _)| format!("{source} does not list {}", joined(&usable)))
     }
 
     pub(super) fn unreadable(&self) -> Vec<Finding> {
@@ -367,8 +371,8 @@ impl<'a> View<'a> {
             bad("CellsOverlap", other.to_string(), format!("cell {other} of the ledger"), problem, RESTORE_CELL);
         }
         for key in &self.facts.strays {
-            let problem = "no version of Basal writes such a key".to_owned();
-            bad("StrayKey", key.clone(), format!("key {key}"), problem, "delete the key");
+            let problem = "it lies among the cells of the ledger, and no version of Basal writes such a one".to_owned();
+            bad("StrayKey", key.clone(), key.clone(), problem, "delete it");
         }
         for (name, error) in unread(&self.facts.nodes) {
             bad("NodeUnreadable", name.clone(), format!("Node {name}"), error.clone(), CORRECT);

@@ -67,7 +67,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
 }
 
 fn facts(cluster: &Cluster) -> Facts {
-    let mut facts = Facts::new(ipv4(&[POOL], 26));
+    let mut facts = Facts::new(ipv4(&[POOL], 26), Source::Record);
     let id = CellId::new(cidr(CELL));
     let mut cell = Cell::new(id, cidr(CELL), 26).unwrap();
     for (number, at, state) in &cluster.claims {
@@ -229,14 +229,14 @@ proptest! {
                 rig.drop(&node, secs(0));
             }
         }
-        let mut facts = Facts::new(pool);
+        let mut facts = Facts::new(pool, Source::Record);
         facts.cells = rig.ledger.cells.iter().map(|(id, (_, cell))| (*id, Ok(cell.clone()))).collect();
         for node in &there {
             let blocks = rig.held(node);
             facts.nodes.insert(node.clone(), Ok(NodeFact { uid: uid(node).as_str().to_owned(), deleting: false }));
             let record = RecordFact { blocks: blocks.iter().map(|text| cidr(text)).collect(), addresses: Vec::new() };
             facts.records.insert(node.clone(), Ok(record));
-            let fact = CiliumNodeFact { pod_cidrs: blocks, error: String::new() };
+            let fact = CiliumNodeFact { pod_cidrs: blocks, ..CiliumNodeFact::default() };
             facts.cilium_nodes.insert(node.clone(), Ok(fact));
         }
         prop_assert_eq!(check(&facts), Vec::new());
@@ -280,7 +280,7 @@ fn one_node() -> Facts {
 #[test]
 fn a_duplicate_names_both_nodes_and_where_each_is_written() {
     let mut facts = one_node();
-    let other = CiliumNodeFact { pod_cidrs: vec!["10.0.0.0/27".into()], error: String::new() };
+    let other = CiliumNodeFact { pod_cidrs: vec!["10.0.0.0/27".into()], ..CiliumNodeFact::default() };
     facts.cilium_nodes.insert("n2".into(), Ok(other));
     let found = check(&facts);
     let duplicate = with(&found, "TwoOwners").next().unwrap();
@@ -340,7 +340,9 @@ fn everything_that_cannot_be_read_is_named() {
     facts.strays.push("basal/ipam/v1/default/cells/x".into());
     facts.nodes.insert("a".into(), Err("bad".into()));
     facts.cilium_nodes.insert("b".into(), Err("bad".into()));
-    facts.cilium_nodes.insert("c".into(), Ok(CiliumNodeFact { pod_cidrs: vec!["x".into()], error: String::new() }));
+    facts
+        .cilium_nodes
+        .insert("c".into(), Ok(CiliumNodeFact { pod_cidrs: vec!["x".into()], ..CiliumNodeFact::default() }));
     facts.records.insert("d".into(), Err("bad".into()));
     facts.ips.insert("e".into(), Err("bad".into()));
     facts.endpoints.insert("f/g".into(), Err("bad".into()));
@@ -404,7 +406,7 @@ fn an_unserved_node_comes_with_the_words_of_the_operator() {
     let mut facts = one_node();
     facts.nodes.insert("n2".into(), Ok(NodeFact::default()));
     let error = "allocator full: no free IPv4 block".to_owned();
-    facts.cilium_nodes.insert("n2".into(), Ok(CiliumNodeFact { pod_cidrs: vec![], error: error.clone() }));
+    facts.cilium_nodes.insert("n2".into(), Ok(CiliumNodeFact { error: error.clone(), ..CiliumNodeFact::default() }));
     let found = check(&facts);
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].reason, found[0].what.as_str()), ("NotServed", "IPv4"));
@@ -415,6 +417,28 @@ fn an_unserved_node_comes_with_the_words_of_the_operator() {
 }
 
 #[test]
+fn without_records_the_status_of_a_cilium_node_stands_for_them() {
+    let mut facts = one_node();
+    facts.records.clear();
+    assert_eq!(check(&facts)[0].problem, "its node record does not list 10.0.0.0/26");
+    facts.published = Source::Confirmation;
+    let found = check(&facts);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].problem, "the confirmation in its CiliumNode does not list 10.0.0.0/26");
+    let confirmed = |at: &str| CiliumNodeFact {
+        pod_cidrs: vec![at.to_owned()],
+        confirmed: vec![cidr(at)],
+        ..CiliumNodeFact::default()
+    };
+    facts.cilium_nodes.insert("n1".into(), Ok(confirmed("10.0.0.0/26")));
+    assert_eq!(check(&facts), []);
+    facts.cilium_nodes.insert("n2".into(), Ok(confirmed("10.0.0.0/27")));
+    let found = check(&facts);
+    let duplicate = with(&found, "TwoOwners").next().unwrap();
+    assert_eq!(duplicate.places.last().unwrap(), "n2: status of CiliumNode n2");
+}
+
+#[test]
 fn only_what_two_looks_find_stands() {
     let mut facts = one_node();
     let clean = check(&facts);
@@ -422,6 +446,6 @@ fn only_what_two_looks_find_stands() {
     let first = check(&facts);
     assert_eq!(standing(&clean, first.clone()), []);
     let error = "passing".to_owned();
-    facts.cilium_nodes.insert("n2".into(), Ok(CiliumNodeFact { pod_cidrs: vec![], error }));
+    facts.cilium_nodes.insert("n2".into(), Ok(CiliumNodeFact { error, ..CiliumNodeFact::default() }));
     assert_eq!(standing(&first, check(&facts)).len(), 1, "the words may change, the fault is the same");
 }

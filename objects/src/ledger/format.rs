@@ -10,7 +10,7 @@ use basal_crds::resources::{
 };
 use basal_ipam::{
     cell::{Block, BlockState, CELL_BITS, Cell, CellError, CellId, Version},
-    ledger::FenceSeen,
+    ledger::{FenceSeen, StoredCell},
     names::{NodeName, NodeUid, TermId},
 };
 use serde_json::{Value, json};
@@ -129,6 +129,13 @@ pub fn read_cell(cluster: &str, object: &Object) -> Option<Result<Cell, CellErro
     })
 }
 
+/// Which cell of a cluster an object is, and how it stands; `None` for an object that is none of the cluster's cells.
+#[must_use]
+pub fn stored_cell(cluster: &str, object: &Object) -> Option<(CellId, StoredCell)> {
+    let id = cell_id(cluster, object)?.ok()?;
+    Some((id, StoredCell { version: version(object).ok()?, cell: cell(id, object) }))
+}
+
 /// The claims in an object.
 pub(super) fn cell(id: CellId, object: &Object) -> Result<Cell, CellError> {
     let unreadable = |error: &dyn std::fmt::Display| CellError::Unreadable(error.to_string());
@@ -157,7 +164,8 @@ pub(super) fn lost_cell(id: CellId) -> Result<Cell, CellError> {
 }
 
 /// The object of a cell that has none yet.
-pub(super) fn new_cell(cluster: &str, term: &TermId, cell: &Cell) -> Object {
+#[must_use]
+pub fn new_cell(cluster: &str, term: &TermId, cell: &Cell) -> Object {
     Object(json!({
         "apiVersion": crate::object::resources::POD_CIDR_CELL.api_version(),
         "kind": PodCidrCell::NAMES.kind,

@@ -2,6 +2,7 @@
 
 mod feed;
 mod judge;
+mod objects;
 mod seen;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -11,7 +12,7 @@ use basal_crds::kvstore::keys;
 use basal_ipam::{
     check::Finding,
     ledger::{LedgerChange, Loaded},
-    prefix::PodCidr,
+    owners::Source,
 };
 use basal_kvstore::pages::{PAGE_SIZE, list_at};
 use basal_objects::{
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 
 use self::{
     feed::{RecordChange, Records, Told},
-    seen::{Between, Seen, Suspicion},
+    seen::{Between, Listed, Seen, Suspicion},
 };
 use super::{config::CheckConfig, read, stores::Stores};
 use crate::output::{Format, complain, print};
@@ -107,26 +108,32 @@ struct Watch {
     /// The CiliumNodes were listed; before that there is nothing to compare.
     complete: bool,
     /// The CiliumNodes of a list that is being told.
-    listing: Option<BTreeMap<String, Vec<PodCidr>>>,
+    listing: Option<BTreeMap<String, Listed>>,
     told: Vec<Finding>,
 }
 
 impl Watch {
-    /// Reads etcd; the CiliumNodes come with their stream.
+    /// Reads the ledger and the records; the CiliumNodes come with their stream.
     async fn start(stores: Stores, format: Format) -> anyhow::Result<Self> {
         let loaded = stores.load().await?;
-        let (prefix, revision) = (keys::nodes_of(&stores.cluster), loaded.mark.revision);
-        let listed = list_at(stores.kv.as_ref(), &prefix, revision, PAGE_SIZE).await.context("the node records")?;
-        let name = |key: &str| key.strip_prefix(&prefix).unwrap_or(key).to_owned();
         let mut seen = Seen::new(&loaded, stores.quarantine.saturating_sub(SLACK));
-        seen.all_records(listed.kvs.iter().map(|kv| (name(&kv.key), feed::seen(kv))).collect());
         let ticks = stream::unfold((), |()| async { Some((Event::Tick, tokio::time::sleep(TICK).await)) });
-        let events = stream::select_all([
-            feed::cells(Arc::clone(&stores.ledger), loaded.mark).map(Event::Ledger).boxed(),
-            feed::records(Arc::clone(&stores.kv), prefix, revision + 1).map(Event::Record).boxed(),
+        let mut streams = vec![
             stores.objects.watch(resources::CILIUM_NODE, &Scope::default()).map(Event::Object).boxed(),
             ticks.boxed(),
-        ]);
+        ];
+        if let Some(etcd) = &stores.etcd {
+            let (prefix, revision) = (keys::nodes_of(&stores.cluster), loaded.mark.revision);
+            let listed = list_at(etcd.kv.as_ref(), &prefix, revision, PAGE_SIZE).await.context("the node records")?;
+            let name = |key: &str| key.strip_prefix(&prefix).unwrap_or(key).to_owned();
+            seen.all_records(listed.kvs.iter().map(|kv| (name(&kv.key), feed::seen(kv))).collect());
+            streams.push(feed::cells(Arc::clone(&stores.ledger), loaded.mark).map(Event::Ledger).boxed());
+            streams.push(feed::records(Arc::clone(&etcd.kv), prefix, revision + 1).map(Event::Record).boxed());
+        } else {
+            let cells = objects::cells(stores.objects.as_ref(), &stores.cluster);
+            streams.push(cells.map(Event::Ledger).boxed());
+        }
+        let events = stream::select_all(streams);
         Ok(Self {
             stores,
             format,
@@ -207,23 +214,25 @@ impl Watch {
         match told {
             Ok(ObjectEvent::Restarted) => self.listing = Some(BTreeMap::new()),
             Ok(ObjectEvent::Listed(object)) => {
-                self.listing.get_or_insert_default().insert(object.name().to_owned(), blocks(&object));
+                let listed = self.listed(&object);
+                self.listing.get_or_insert_default().insert(object.name().to_owned(), listed);
             }
             Ok(ObjectEvent::InSync) => {
-                self.seen.all_specs(self.listing.take().unwrap_or_default());
+                self.seen.all_objects(self.listing.take().unwrap_or_default());
                 self.objects = Line::Followed(None);
                 if std::mem::replace(&mut self.complete, true) {
                     complain("the CiliumNodes were listed anew; what happened in between is not known");
                 } else {
-                    complain("following ledger, node records and CiliumNodes");
+                    let records = if self.stores.etcd.is_some() { ", node records" } else { "" };
+                    complain(&format!("following ledger{records} and CiliumNodes"));
                 }
             }
             Ok(ObjectEvent::Applied(object)) => {
-                self.seen.spec(object.name().to_owned(), blocks(&object));
+                self.seen.object(object.name().to_owned(), self.listed(&object));
                 self.objects = Line::Followed(None);
             }
             Ok(ObjectEvent::Deleted(object)) => {
-                self.seen.spec(object.name().to_owned(), Vec::new());
+                self.seen.object(object.name().to_owned(), Listed::default());
                 self.objects = Line::Followed(None);
             }
             Err(ReadError::Forbidden(why)) => anyhow::bail!("the API server denied the request: {why}"),
@@ -266,16 +275,16 @@ impl Watch {
 
     /// What came of it.
     async fn end(self) -> anyhow::Result<bool> {
-        let (changes, seconds) = (self.seen.changes(), self.begun.elapsed().as_secs());
-        complain(&format!("{changes} changes in {seconds} s, {} findings", self.told.len()));
+        let (changes, grants) = (self.seen.changes(), self.seen.grants());
+        let (seconds, findings) = (self.begun.elapsed().as_secs(), self.told.len());
+        complain(&format!("{changes} changes, {grants} blocks granted in {seconds} s, {findings} findings"));
         if !self.told.is_empty() {
             return Ok(false);
         }
-        let objects = if self.objects == Line::Broken { self.is_up_to_date().await } else { true };
         let lines = [
-            ("ledger", self.ledger != Line::Broken),
+            ("ledger", self.ledger != Line::Broken || self.has_all_cells().await),
             ("node records", self.records != Line::Broken),
-            ("CiliumNodes", objects && self.complete),
+            ("CiliumNodes", self.complete && (self.objects != Line::Broken || self.has_all_objects().await)),
         ];
         if let Some((what, _)) = lines.into_iter().find(|(_, followed)| !followed) {
             anyhow::bail!("the {what} were not followed to the end");
@@ -284,19 +293,28 @@ impl Watch {
     }
 
     /// A watch of the API server that broke says nothing when it goes on, until there is something new.
-    async fn is_up_to_date(&self) -> bool {
+    async fn has_all_cells(&self) -> bool {
+        self.stores.etcd.is_none() && self.stores.load().await.is_ok_and(|loaded| self.seen.has_cells(&loaded))
+    }
+
+    /// The same of the CiliumNodes.
+    async fn has_all_objects(&self) -> bool {
         let listed = self.stores.objects.list(resources::CILIUM_NODE, &Scope::default(), Freshness::Quorum).await;
-        listed.is_ok_and(|listed| {
-            let specs = listed.items.iter().map(|object| (object.name().to_owned(), blocks(object))).collect();
-            self.seen.has_specs(&specs)
+        listed.is_ok_and(|list| {
+            let all = list.items.iter().map(|object| (object.name().to_owned(), self.listed(object))).collect();
+            self.seen.has_objects(&all)
         })
     }
-}
 
-/// The blocks that a CiliumNode lists. One that cannot be read gives nobody anything.
-fn blocks(object: &Object) -> Vec<PodCidr> {
-    let texts = read::cilium_node(object).map(|node| node.pod_cidrs).unwrap_or_default();
-    texts.iter().filter_map(|text| text.parse().ok()).collect()
+    /// What a CiliumNode says. One that cannot be read gives nobody anything.
+    fn listed(&self, object: &Object) -> Listed {
+        let node = read::cilium_node(object).unwrap_or_default();
+        let confirmed = match self.stores.published() {
+            Source::Confirmation => node.confirmed,
+            _ => Vec::new(),
+        };
+        Listed { blocks: node.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect(), confirmed }
+    }
 }
 
 fn broken(what: &str, why: &str) -> Line {

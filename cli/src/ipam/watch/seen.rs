@@ -6,7 +6,7 @@ use std::{
 };
 
 use basal_ipam::{
-    cell::{Cell, CellId},
+    cell::{BlockState, Cell, CellId},
     check::Finding,
     ledger::{LedgerChange, Loaded, StoredCell},
     owners::{Holding, Source, claim_holdings, conflicts},
@@ -30,10 +30,19 @@ pub(super) struct Suspicion {
 pub(super) struct Suspect {
     /// What is said.
     pub(super) holding: Holding,
-    /// The revision of etcd that wrote it; 0 for a CiliumNode.
+    /// The revision of etcd that wrote it, or the version of the cell; 0 for a CiliumNode.
     pub(super) revision: Revision,
     /// The cell of a claim.
     pub(super) cell: Option<CellId>,
+}
+
+/// What a CiliumNode says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Listed {
+    /// The blocks that it lists.
+    pub(super) blocks: Vec<PodCidr>,
+    /// Those that its status confirms, where agents go by that.
+    pub(super) confirmed: Vec<PodCidr>,
 }
 
 /// The state of the stores.
@@ -41,12 +50,13 @@ pub(super) struct Suspect {
 pub(super) struct Seen {
     cells: BTreeMap<CellId, StoredCell>,
     records: BTreeMap<String, (Revision, Vec<PodCidr>)>,
-    specs: BTreeMap<String, Vec<PodCidr>>,
+    objects: BTreeMap<String, Listed>,
     quarantine: Duration,
     rest: RestWatch,
     /// Pairs that stand and were handed out to be judged.
     handed_out: BTreeSet<(Holding, Holding)>,
     changes: u64,
+    grants: u64,
 }
 
 /// The times between which something happened, since a start of the caller's choice.
@@ -64,11 +74,12 @@ impl Seen {
         let mut seen = Self {
             cells: BTreeMap::new(),
             records: BTreeMap::new(),
-            specs: BTreeMap::new(),
+            objects: BTreeMap::new(),
             quarantine,
             rest: RestWatch::new(quarantine),
             handed_out: BTreeSet::new(),
             changes: 0,
+            grants: 0,
         };
         seen.reload(loaded, Duration::ZERO);
         seen
@@ -86,6 +97,11 @@ impl Seen {
         self.changes
     }
 
+    /// How many blocks became a node's.
+    pub(super) fn grants(&self) -> u64 {
+        self.grants
+    }
+
     /// Takes a change of the ledger; answers what is wrong with it.
     pub(super) fn ledger(&mut self, change: LedgerChange, between: Between) -> Vec<Finding> {
         let changed = match change {
@@ -99,7 +115,8 @@ impl Seen {
                 if self.cells.get(&id).is_some_and(|known| known.version >= stored.version) {
                     return Vec::new();
                 }
-                self.cells.insert(id, stored);
+                let before = self.cells.insert(id, stored);
+                self.grants += granted(before.as_ref(), self.cells.get(&id));
                 id
             }
         };
@@ -132,23 +149,28 @@ impl Seen {
         self.records = records;
     }
 
-    /// Takes the blocks that a CiliumNode lists; none for one that is gone.
-    pub(super) fn spec(&mut self, node: String, blocks: Vec<PodCidr>) {
+    /// Takes a CiliumNode, an empty one when it is gone.
+    pub(super) fn object(&mut self, node: String, listed: Listed) {
         self.changes += 1;
-        self.specs.insert(node, blocks);
+        self.objects.insert(node, listed);
     }
 
     /// Takes all CiliumNodes as they are.
-    pub(super) fn all_specs(&mut self, specs: BTreeMap<String, Vec<PodCidr>>) {
-        self.specs = specs;
+    pub(super) fn all_objects(&mut self, objects: BTreeMap<String, Listed>) {
+        self.objects = objects;
     }
 
     /// Whether these are the CiliumNodes that are known.
-    pub(super) fn has_specs(&self, specs: &BTreeMap<String, Vec<PodCidr>>) -> bool {
-        let listing = |all: &BTreeMap<String, Vec<PodCidr>>| {
-            all.iter().filter(|(_, blocks)| !blocks.is_empty()).map(|(n, b)| (n.clone(), b.clone())).collect::<Vec<_>>()
-        };
-        listing(specs) == listing(&self.specs)
+    pub(super) fn has_objects(&self, objects: &BTreeMap<String, Listed>) -> bool {
+        fn saying(all: &BTreeMap<String, Listed>) -> impl Iterator<Item = (&String, &Listed)> {
+            all.iter().filter(|(_, listed)| **listed != Listed::default())
+        }
+        saying(objects).eq(saying(&self.objects))
+    }
+
+    /// Whether these are the cells that are known.
+    pub(super) fn has_cells(&self, loaded: &Loaded) -> bool {
+        self.cells == loaded.cells
     }
 
     /// The pairs that came up since the last call.
@@ -161,7 +183,10 @@ impl Seen {
             blocks.iter().map(holding).collect::<Vec<_>>()
         };
         holdings.extend(self.records.iter().flat_map(|(node, (_, blocks))| listed(Source::Record, node, blocks)));
-        holdings.extend(self.specs.iter().flat_map(|(node, blocks)| listed(Source::Spec, node, blocks)));
+        for (node, Listed { blocks, confirmed }) in &self.objects {
+            holdings.extend(listed(Source::Spec, node, blocks));
+            holdings.extend(listed(Source::Confirmation, node, confirmed));
+        }
         let standing: BTreeSet<(Holding, Holding)> =
             conflicts(&holdings).into_iter().map(|(one, other)| (one.clone(), other.clone())).collect();
         let new: Vec<_> = standing.difference(&self.handed_out).cloned().collect();
@@ -190,10 +215,24 @@ impl Seen {
     }
 }
 
+/// How many blocks of a cell are granted to a node to which they were not before.
+fn granted(before: Option<&StoredCell>, now: Option<&StoredCell>) -> u64 {
+    fn readable(stored: Option<&StoredCell>) -> Option<&Cell> {
+        stored?.cell.as_ref().ok()
+    }
+    let Some(now) = readable(now) else { return 0 };
+    let was = |at: &PodCidr| readable(before).and_then(|cell| cell.blocks().get(at));
+    let new = now.blocks().iter().filter(|(at, block)| {
+        let had = was(at).is_some_and(|was| was.state == BlockState::Granted && was.node == block.node);
+        block.state == BlockState::Granted && !had
+    });
+    new.count() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use basal_ipam::{
-        cell::{Block, BlockState, Version},
+        cell::{Block, Version},
         names::NodeName,
     };
 
@@ -230,7 +269,7 @@ mod tests {
         let mut seen = Seen::new(&Loaded::default(), QUARANTINE);
         assert_eq!(seen.ledger(cell(5, &[(AT, "a", Granted)]), at(0)), []);
         seen.record("a".into(), Some((6, vec![block(AT)])));
-        seen.spec("a".into(), vec![block(AT)]);
+        seen.object("a".into(), Listed { blocks: vec![block(AT)], ..Listed::default() });
         assert_eq!(seen.suspicions(), []);
         seen.record("b".into(), Some((7, vec![block("10.0.0.0/25")])));
         let found = seen.suspicions();
@@ -242,7 +281,18 @@ mod tests {
         assert_eq!(seen.suspicions(), []);
         seen.record("b".into(), Some((9, vec![block(AT)])));
         assert_eq!(seen.suspicions().len(), 3, "it came back");
-        assert_eq!(seen.changes(), 6);
+        assert_eq!((seen.changes(), seen.grants()), (6, 1));
+    }
+
+    #[test]
+    fn what_a_status_confirms_is_a_holding_of_its_own() {
+        let mut seen = Seen::new(&Loaded::default(), QUARANTINE);
+        seen.ledger(cell(5, &[(AT, "a", Granted)]), at(0));
+        let listed = Listed { blocks: Vec::new(), confirmed: vec![block(AT)] };
+        seen.object("b".into(), listed.clone());
+        assert_eq!(seen.suspicions()[0].other.holding.source, Source::Confirmation);
+        assert!(!seen.has_objects(&BTreeMap::new()));
+        assert!(seen.has_objects(&BTreeMap::from([("b".into(), listed), ("c".into(), Listed::default())])));
     }
 
     #[test]
