@@ -62,7 +62,7 @@ pub enum ObjectEvent {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// RBAC does not allow it.
-    #[error("the API server denied the request: {0}; check the ClusterRole of this service account")]
+    #[error("the API server denied the request: {0}; check the roles of this service account")]
     Forbidden(String),
     /// The kind is not known (its CustomResourceDefinition is missing).
     #[error("the API server does not know {0}; its CustomResourceDefinition is missing")]
@@ -94,7 +94,7 @@ pub enum Refusal {
     #[error("the API server refused the object: {0}")]
     Invalid(String),
     /// RBAC or admission does not allow it (401, 403).
-    #[error("the API server denied the request: {0}; check the ClusterRole of this service account")]
+    #[error("the API server denied the request: {0}; check the roles of this service account")]
     Forbidden(String),
     /// The server asks for a pause (429).
     #[error("the API server asks to slow down")]

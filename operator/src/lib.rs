@@ -5,6 +5,7 @@
 //! quorum found nobody who lists it.
 
 pub mod config;
+pub mod denials;
 pub mod duties;
 pub mod endpoint_gc;
 pub mod ledger_state;

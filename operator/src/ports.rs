@@ -12,7 +12,10 @@ use basal_objects::{
 use basal_runtime::env::SharedEnv;
 use tokio::sync::watch;
 
-use crate::store::{CustomResources, Etcd, Store};
+use crate::{
+    denials::{Denials, Noted},
+    store::{CustomResources, Etcd, Store},
+};
 
 /// The ports of one operator process, and whose cluster it works for.
 #[derive(Clone)]
@@ -47,6 +50,12 @@ impl Ports {
     fn over(env: SharedEnv, objects: Arc<dyn Objects>, store: Arc<dyn Store>, cluster: Cluster) -> Self {
         let ledger = store.ledger(&objects);
         Self { env, objects, store, ledger, cluster }
+    }
+
+    /// The same ports, with a note of what the API server denies.
+    #[must_use]
+    pub fn noting(self, denials: &Denials) -> Self {
+        Self::over(self.env, Arc::new(Noted::new(self.objects, denials)), self.store, self.cluster)
     }
 
     /// The ports of a leader: they write only while the term lasts.

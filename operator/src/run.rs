@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    denials::{Denials, Noted},
     duties::{self, DutySettings},
     ledger_state,
     metrics::OperatorMetrics,
@@ -80,6 +81,8 @@ pub struct Operator {
     ports: Ports,
     /// For the Lease alone: a renewal must not wait behind the requests that it renews for.
     lease: Arc<dyn Objects>,
+    /// What the API server denied to either.
+    denials: Denials,
     settings: Settings,
     metrics: OperatorMetrics,
     controllers: ControllerMetrics,
@@ -109,7 +112,9 @@ impl Operator {
         controllers: ControllerMetrics,
         readiness: Readiness,
     ) -> Self {
-        Self { ports, lease, settings, metrics, controllers, readiness }
+        let denials = Denials::default();
+        let (ports, lease) = (ports.noting(&denials), Arc::new(Noted::new(lease, &denials)));
+        Self { ports, lease, denials, settings, metrics, controllers, readiness }
     }
 
     /// Works until `stop`, then releases the Lease.
@@ -179,6 +184,9 @@ impl Operator {
                 Ok(())
             }
         })];
+        let denials = self.denials.clone();
+        let rights = move || std::future::ready(denials.check());
+        tasks.push(probe("rights at the API server").start("probe-rights", rights));
         let (objects, store) = (Arc::clone(&self.ports.objects), Arc::clone(&self.ports.store));
         if let Some((name, _)) = store.probe(&objects) {
             tasks.push(probe(name).start("probe-store", move || {

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         suite.trial("nodes_come_and_go", pool::nodes_come_and_go),
         suite.trial("an_exhausted_pool_says_so", pool::an_exhausted_pool_says_so),
         suite.trial("kills_and_cuts_break_nothing", kills::nothing_breaks),
+        suite.trial("a_missing_right_is_named", rights::a_missing_right_is_named),
         suite.trial("a_refused_key_stops_the_start", honesty::a_refused_key_stops_the_start),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);

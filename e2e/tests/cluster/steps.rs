@@ -4,7 +4,7 @@ use anyhow::ensure;
 use basal_e2e::cluster::Cluster;
 use serde_json::Value;
 
-use crate::rights::{grant, rules, set_rules, without};
+use crate::rights::{CLUSTER_ROLE, grant, rules, set_rules, without};
 use crate::view::{operator_metric, texts};
 
 const CLAIMS: &str = "basal/ipam/v1/default/";
@@ -33,13 +33,13 @@ pub(crate) struct Obstacle {
 
 impl Obstacle {
     pub(crate) fn put_up(cluster: &Cluster, before: Before) -> anyhow::Result<Self> {
-        let this = Self { before, refused: refused(cluster)?, rules: rules(cluster)? };
+        let this = Self { before, refused: refused(cluster)?, rules: rules(cluster, CLUSTER_ROLE)? };
         match before {
             Before::Claim => grant(cluster, "read", "basal/")?,
             Before::Record => grant(cluster, "read", "cilium/")?,
             Before::CiliumNode => {
                 let rules = without(&this.rules, "ciliumnodes", &["create", "patch", "delete"])?;
-                set_rules(cluster, &without(&rules, "ciliumnodes/status", &["patch"])?)?;
+                set_rules(cluster, CLUSTER_ROLE, &without(&rules, "ciliumnodes/status", &["patch"])?)?;
             }
         }
         Ok(this)
@@ -49,7 +49,7 @@ impl Obstacle {
         match self.before {
             Before::Claim => grant(cluster, "readwrite", "basal/"),
             Before::Record => grant(cluster, "readwrite", "cilium/"),
-            Before::CiliumNode => set_rules(cluster, &self.rules),
+            Before::CiliumNode => set_rules(cluster, CLUSTER_ROLE, &self.rules),
         }
     }
 

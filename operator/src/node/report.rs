@@ -218,7 +218,7 @@ impl Reporter {
     }
 }
 
-/// Whether an error is the node's own state, and no passing trouble of the operator.
+/// Whether an error is for people to mend, and no passing trouble of the operator.
 fn is_for_users(error: &NodeError) -> bool {
     matches!(
         error,
@@ -229,6 +229,7 @@ fn is_for_users(error: &NodeError) -> bool {
             | NodeError::Free(_)
             | NodeError::Endpoints(_)
             | NodeError::Swap(_)
+            | NodeError::Write { refusal: ObjectRefusal::Forbidden(_), .. }
     )
 }
 

@@ -29,7 +29,10 @@ use basal_sim::{
 };
 use serde_json::{Value, json};
 
-use crate::weather::{Under, Weather};
+use crate::{
+    denied::{Denied, Denying},
+    weather::{Under, Weather},
+};
 
 /// How long anything may take in virtual time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(600);
@@ -101,9 +104,9 @@ pub(crate) struct Setup {
     pub(crate) api_server: Weather,
     /// How its etcd is.
     pub(crate) etcd: Weather,
-    /// What the last process of it shows on `/readyz`.
-    pub(crate) readiness: LastReadiness,
-    /// The metrics of the last process of it.
+    /// What its servers deny.
+    pub(crate) denied: Denied,
+    /// What the last process of it shows.
     pub(crate) shown: Shown,
 }
 
@@ -124,34 +127,34 @@ impl Setup {
             node_gc,
             api_server: Weather::default(),
             etcd: Weather::default(),
-            readiness: LastReadiness::default(),
+            denied: Denied::default(),
             shown: Shown::default(),
         }
     }
 }
 
-/// The metrics of a process that runs.
+/// The metrics of a process that runs, and whether it is ready.
 #[derive(Clone, Default)]
-pub(crate) struct Shown(Arc<Mutex<Option<Metrics>>>);
+pub(crate) struct Shown(Arc<Mutex<Option<(Metrics, Readiness)>>>);
 
 impl Shown {
     /// The value of one series, by its name and labels as they stand in the text; 0 where there is none.
     pub(crate) fn value(&self, series: &str) -> u64 {
-        let text = self.0.lock().unwrap().as_ref().map(|metrics| metrics.text().unwrap()).unwrap_or_default();
+        let text = self.0.lock().unwrap().as_ref().map(|(metrics, _)| metrics.text().unwrap()).unwrap_or_default();
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
         value.unwrap_or_default()
     }
-}
 
-/// The readiness of a process that runs.
-#[derive(Clone, Default)]
-pub(crate) struct LastReadiness(Arc<Mutex<Option<Readiness>>>);
-
-impl LastReadiness {
-    /// What `/readyz` says to it: each condition that does not hold, with its reason.
+    /// What `/readyz` says: each condition that does not hold, with its reason.
     pub(crate) fn pending(&self) -> Vec<String> {
-        let readiness = self.0.lock().unwrap().clone().unwrap_or_default();
-        readiness.pending().iter().map(|pending| format!("{}: {}", pending.name, pending.reason)).collect()
+        let pending = self.0.lock().unwrap().as_ref().map(|(_, readiness)| readiness.pending()).unwrap_or_default();
+        pending.iter().map(|each| format!("{}: {}", each.name, each.reason)).collect()
+    }
+
+    /// Why a condition of readiness does not hold; nothing when it does.
+    pub(crate) fn lacks(&self, name: &str) -> String {
+        let pending = self.0.lock().unwrap().as_ref().map(|(_, readiness)| readiness.pending()).unwrap_or_default();
+        pending.into_iter().find(|each| each.name == name).map(|each| each.reason.into_owned()).unwrap_or_default()
     }
 }
 
@@ -166,16 +169,17 @@ pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
 }
 
 async fn one_operator(process: ProcessPorts, setup: Setup) {
-    let Setup { over, pool, duties, node_gc, api_server, etcd, readiness: last, shown } = setup;
+    let Setup { over, pool, duties, node_gc, api_server, etcd, denied, shown } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
-    let objects: Arc<dyn Objects> = Arc::new(Under::new(process.objects, &api_server));
+    let server: Arc<dyn Objects> = Arc::new(Denying { server: process.objects, denied });
+    let objects: Arc<dyn Objects> = Arc::new(Under::new(server, &api_server));
     let lease = Arc::clone(&objects);
     let ports = match over {
         Over::Etcd => Ports::new(process.env, objects, Arc::new(Under::new(process.kv, &etcd)), cluster),
         Over::CustomResources => Ports::without_etcd(process.env, objects, cluster),
     };
-    let metrics = Metrics::new("basal_operator");
-    *shown.0.lock().unwrap() = Some(metrics.clone());
+    let (metrics, readiness) = (Metrics::new("basal_operator"), Readiness::new());
+    *shown.0.lock().unwrap() = Some((metrics.clone(), readiness.clone()));
     let settings = Settings {
         pool,
         quarantine: QUARANTINE,
@@ -185,8 +189,6 @@ async fn one_operator(process: ProcessPorts, setup: Setup) {
         definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
     };
     let controllers = metrics.register(ControllerMetrics::register);
-    let readiness = Readiness::new();
-    *last.0.lock().unwrap() = Some(readiness.clone());
     let operator = Operator::new(ports, lease, settings, OperatorMetrics::register(&metrics), controllers, readiness);
     operator.run(process.stop).await;
 }

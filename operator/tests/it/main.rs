@@ -4,6 +4,7 @@
 mod cluster;
 mod crashes;
 mod dangling;
+mod denied;
 mod drift;
 mod endpoints;
 mod gone;
