@@ -48,7 +48,7 @@ enum Command {
     /// Security identities that the agent knows
     #[command(subcommand)]
     Identity(List),
-    /// This node's blocks and addresses; `check` looks at those of the whole cluster
+    /// This node's blocks and addresses
     Ipam {
         /// What to ask; nothing: this node
         #[command(subcommand)]

@@ -18,19 +18,20 @@ pub(crate) fn commands(root: &Command) -> String {
     table(["command", "what"], rows)
 }
 
-/// A command and those below it. Where there is only one below, the two are one row, and what the upper one says of
-/// itself is said.
+/// A command and those below it. Where there is only one below, and it has to be named, the two are one row, and what the
+/// upper one says of itself is said.
 fn walk(above: &str, command: &Command, rows: &mut Vec<[String; 2]>) {
     let mut path = format!("{above} {}", command.get_name());
-    let below: Vec<&Command> = command.get_subcommands().collect();
-    if let [only] = below.as_slice() {
+    let mut below: Vec<&Command> = command.get_subcommands().collect();
+    if let [only] = below.as_slice()
+        && command.is_subcommand_required_set()
+    {
         path = format!("{path} {}", only.get_name());
+        below.clear();
     }
     rows.push([code(&path), command.get_about().map(one_line).unwrap_or_default()]);
-    if below.len() > 1 {
-        for command in below {
-            walk(&path, command, rows);
-        }
+    for command in below {
+        walk(&path, command, rows);
     }
 }
 
@@ -76,8 +77,11 @@ mod tests {
     fn tool() -> Command {
         let list =
             || Command::new("list").about("List").arg(Arg::new("maps").long("maps").default_value("/x").help("Where"));
-        let bpf = Command::new("bpf").about("Maps").subcommand(Command::new("a").about("As").subcommand(list()));
-        let bpf = bpf.subcommand(Command::new("b").about("Bs").subcommand(list()));
+        let of =
+            |name: &'static str, about| Command::new(name).about(about).subcommand_required(true).subcommand(list());
+        let bpf =
+            Command::new("bpf").about("Maps").subcommand_required(true).subcommands([of("a", "As"), of("b", "Bs")]);
+        let bpf = bpf.subcommand(Command::new("c").about("Cs").subcommand(Command::new("check").about("Check")));
         Command::new("tool").arg(Arg::new("out").long("out").short('o').help("How")).subcommand(bpf)
     }
 
@@ -85,7 +89,9 @@ mod tests {
     fn every_command_has_a_row() {
         let text = commands(&tool());
         let rows: Vec<&str> = text.lines().skip(2).collect();
-        assert_eq!(rows, ["| `tool bpf` | Maps |", "| `tool bpf a list` | As |", "| `tool bpf b list` | Bs |"]);
+        let expected =
+            [("bpf", "Maps"), ("bpf a list", "As"), ("bpf b list", "Bs"), ("bpf c", "Cs"), ("bpf c check", "Check")];
+        assert_eq!(rows, expected.map(|(path, about)| format!("| `tool {path}` | {about} |")));
     }
 
     #[test]
