@@ -87,6 +87,9 @@ fn values(cluster: &Cluster) -> anyhow::Result<Value> {
             "clusterPoolIPv6PodCIDRList": [v6],
             "clusterPoolIPv6MaskSize": 120,
         }},
+        // Whoever waits for an agent waits for the kubelet's next look as well.
+        "startupProbe": {"periodSeconds": 1},
+        "readinessProbe": {"periodSeconds": 1},
     }))
 }
 

@@ -36,11 +36,11 @@ pub(crate) fn values() -> Value {
         "ipam": {"operator": {
             "clusterPoolIPv4PodCIDRList": ["10.100.0.0/22"],
             "clusterPoolIPv6PodCIDRList": ["fd00:100::/118"],
-            "clusterPoolQuarantine": "15s",
+            "clusterPoolQuarantine": "10s",
         }},
         "operator": {
-            "identityGCInterval": "10s",
-            "endpointGCInterval": "10s",
+            "identityGCInterval": "3s",
+            "endpointGCInterval": "3s",
             "leaderElection": {"leaseDuration": "3s", "renewDeadline": "2s", "retryPeriod": "500ms"},
         },
     })
