@@ -75,17 +75,18 @@ pub(crate) fn nothing_breaks(cluster: &mut Cluster) -> anyhow::Result<()> {
 fn faults(cluster: &Cluster, plan: &Plan, observer: &mut Observer) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
     let mut chaos = Chaos::begin(cluster, Random::new(plan.seed), NODES)?;
-    let mut count = 0;
-    while watch.elapsed() < plan.time {
-        let mut round = plan.faults.clone();
-        chaos.shuffle(&mut round);
-        for fault in round {
-            observer.check_running()?;
-            say(format!("  {:>4} s, {} nodes: {fault:?}", watch.elapsed().as_secs(), chaos.nodes()));
-            chaos.inflict(fault).with_context(|| format!("{fault:?}"))?;
-            chaos.sleep_up_to(1000);
-            count += 1;
-        }
+    let (mut count, mut round) = (0, Vec::new());
+    while count < plan.faults.len() || watch.elapsed() < plan.time {
+        let Some(fault) = round.pop() else {
+            round.clone_from(&plan.faults);
+            chaos.shuffle(&mut round);
+            continue;
+        };
+        observer.check_running()?;
+        say(format!("  {:>4} s, {} nodes: {fault:?}", watch.elapsed().as_secs(), chaos.nodes()));
+        chaos.inflict(fault).with_context(|| format!("{fault:?}"))?;
+        chaos.sleep_up_to(1000);
+        count += 1;
     }
     say(format!("  {count} faults in {} s", watch.elapsed().as_secs()));
     Ok(())

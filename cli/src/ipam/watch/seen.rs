@@ -92,6 +92,12 @@ impl Seen {
         self.look_at_rest(Between { earliest: now, latest: now });
     }
 
+    /// A time of a change as [`RestWatch`] takes it: all are later by the quarantine than those of a first reading, so that
+    /// what rests at that, since nobody knows when, may go at any time.
+    fn after_reading(&self, Between { earliest, latest }: Between) -> Between {
+        Between { earliest: earliest + self.quarantine, latest: latest + self.quarantine }
+    }
+
     /// How many changes came.
     pub(super) fn changes(&self) -> u64 {
         self.changes
@@ -124,7 +130,7 @@ impl Seen {
         let broken = self.cells.get(&changed).and_then(|stored| stored.cell.as_ref().err());
         let mut found: Vec<Finding> =
             broken.map(|error| Finding::unreadable_cell(changed, error)).into_iter().collect();
-        found.extend(self.look_at_rest(between));
+        found.extend(self.look_at_rest(self.after_reading(between)));
         found
     }
 
@@ -249,12 +255,16 @@ mod tests {
     }
 
     fn cell(version: i64, blocks: &[(&str, &str, BlockState)]) -> LedgerChange {
+        LedgerChange::Cell(id(), stored(version, blocks))
+    }
+
+    fn stored(version: i64, blocks: &[(&str, &str, BlockState)]) -> StoredCell {
         let mut cell = Cell::new(id(), block("10.0.0.0/8"), 24).unwrap();
         for (at, node, state) in blocks {
             let claim = Block { state: *state, node: NodeName::new(node).unwrap(), uid: None };
             cell.set(block(at), claim).unwrap();
         }
-        LedgerChange::Cell(id(), StoredCell { version: Version(version), cell: Ok(cell) })
+        StoredCell { version: Version(version), cell: Ok(cell) }
     }
 
     fn at(seconds: u64) -> Between {
@@ -306,6 +316,18 @@ mod tests {
         assert_eq!((found[0].reason, found[0].what.as_str()), ("ShortQuarantine", AT));
         assert_eq!(seen.ledger(cell(8, &[(AT, "b", Granted)]), at(20)), []);
         assert_eq!(seen.ledger(LedgerChange::CellGone(id()), at(21))[0].reason, "NoQuarantine");
+    }
+
+    #[test]
+    fn what_rests_at_the_first_reading_may_go_at_any_time() {
+        let loaded = Loaded { cells: [(id(), stored(5, &[(AT, "a", Quarantined)]))].into(), ..Loaded::default() };
+        let mut seen = Seen::new(&loaded, QUARANTINE);
+        assert_eq!(seen.ledger(cell(6, &[(AT, "b", Granted)]), at(1)), []);
+        assert_eq!(seen.ledger(cell(7, &[(AT, "b", Quarantined)]), at(2)), []);
+        seen.reload(&loaded, at(3).latest);
+        assert_eq!(seen.ledger(cell(8, &[]), at(4)), []);
+        assert_eq!(seen.ledger(cell(9, &[(AT, "c", Quarantined)]), at(5)), []);
+        assert_eq!(seen.ledger(cell(10, &[]), at(6))[0].reason, "ShortQuarantine");
     }
 
     #[test]
