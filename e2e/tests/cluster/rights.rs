@@ -11,7 +11,7 @@ use crate::view::{RECORDS, events, eventually, keys, leader, node_key, pod_cidrs
 /// A node that comes while a right is missing.
 const LATE: &str = "api-without-rights";
 
-/// Rights to write CiliumNodes, to make the Lease and to use etcd are missing, one after another: what is missing is
+/// Rights to make CiliumNodes and the Lease, and to write the ledger in etcd are missing, one after another: what is missing is
 /// named, nothing is served without it, and all goes on without a restart when it is there again.
 pub(crate) fn a_missing_right_is_named(cluster: &mut Cluster) -> anyhow::Result<()> {
     let nodes = running(cluster)?;
@@ -40,9 +40,9 @@ pub(crate) fn a_missing_right_is_named(cluster: &mut Cluster) -> anyhow::Result<
     named?;
     eventually("a leader", || leader(cluster))?;
 
-    cluster.etcdctl()?.args(["role", "revoke-permission", ROLE, "--prefix=true", "cilium/"]).done()?;
+    grant(cluster, "read", "basal/")?;
     let named = nodes.iter().try_for_each(|node| says_on(node, "etcd", "check the role"));
-    grant(cluster, "readwrite", "cilium/")?;
+    grant(cluster, "readwrite", "basal/")?;
     named?;
 
     // The other replica may still tell that it could not make the Lease, which it does not need to any more.

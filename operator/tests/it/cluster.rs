@@ -104,9 +104,11 @@ pub(crate) struct Setup {
     pub(crate) api_server: Weather,
     /// How its etcd is.
     pub(crate) etcd: Weather,
-    /// What its servers deny.
+    /// What its API server denies.
     pub(crate) denied: Denied,
-    /// What the last process of it shows.
+    /// What the last process of it shows on `/readyz`.
+    pub(crate) readiness: LastReadiness,
+    /// The metrics of the last process of it.
     pub(crate) shown: Shown,
 }
 
@@ -127,34 +129,35 @@ impl Setup {
             node_gc,
             api_server: Weather::default(),
             etcd: Weather::default(),
+            readiness: LastReadiness::default(),
             denied: Denied::default(),
             shown: Shown::default(),
         }
     }
 }
 
-/// The metrics of a process that runs, and whether it is ready.
+/// The metrics of a process that runs.
 #[derive(Clone, Default)]
-pub(crate) struct Shown(Arc<Mutex<Option<(Metrics, Readiness)>>>);
+pub(crate) struct Shown(Arc<Mutex<Option<Metrics>>>);
 
 impl Shown {
     /// The value of one series, by its name and labels as they stand in the text; 0 where there is none.
     pub(crate) fn value(&self, series: &str) -> u64 {
-        let text = self.0.lock().unwrap().as_ref().map(|(metrics, _)| metrics.text().unwrap()).unwrap_or_default();
+        let text = self.0.lock().unwrap().as_ref().map(|metrics| metrics.text().unwrap()).unwrap_or_default();
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
         value.unwrap_or_default()
     }
+}
 
-    /// What `/readyz` says: each condition that does not hold, with its reason.
+/// The readiness of a process that runs.
+#[derive(Clone, Default)]
+pub(crate) struct LastReadiness(Arc<Mutex<Option<Readiness>>>);
+
+impl LastReadiness {
+    /// What `/readyz` says to it: each condition that does not hold, with its reason.
     pub(crate) fn pending(&self) -> Vec<String> {
-        let pending = self.0.lock().unwrap().as_ref().map(|(_, readiness)| readiness.pending()).unwrap_or_default();
-        pending.iter().map(|each| format!("{}: {}", each.name, each.reason)).collect()
-    }
-
-    /// Why a condition of readiness does not hold; nothing when it does.
-    pub(crate) fn lacks(&self, name: &str) -> String {
-        let pending = self.0.lock().unwrap().as_ref().map(|(_, readiness)| readiness.pending()).unwrap_or_default();
-        pending.into_iter().find(|each| each.name == name).map(|each| each.reason.into_owned()).unwrap_or_default()
+        let readiness = self.0.lock().unwrap().clone().unwrap_or_default();
+        readiness.pending().iter().map(|pending| format!("{}: {}", pending.name, pending.reason)).collect()
     }
 }
 
@@ -169,7 +172,7 @@ pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
 }
 
 async fn one_operator(process: ProcessPorts, setup: Setup) {
-    let Setup { over, pool, duties, node_gc, api_server, etcd, denied, shown } = setup;
+    let Setup { over, pool, duties, node_gc, api_server, etcd, denied, readiness: last, shown } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
     let server: Arc<dyn Objects> = Arc::new(Denying { server: process.objects, denied });
     let objects: Arc<dyn Objects> = Arc::new(Under::new(server, &api_server));
@@ -178,8 +181,8 @@ async fn one_operator(process: ProcessPorts, setup: Setup) {
         Over::Etcd => Ports::new(process.env, objects, Arc::new(Under::new(process.kv, &etcd)), cluster),
         Over::CustomResources => Ports::without_etcd(process.env, objects, cluster),
     };
-    let (metrics, readiness) = (Metrics::new("basal_operator"), Readiness::new());
-    *shown.0.lock().unwrap() = Some((metrics.clone(), readiness.clone()));
+    let metrics = Metrics::new("basal_operator");
+    *shown.0.lock().unwrap() = Some(metrics.clone());
     let settings = Settings {
         pool,
         quarantine: QUARANTINE,
@@ -189,6 +192,8 @@ async fn one_operator(process: ProcessPorts, setup: Setup) {
         definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
     };
     let controllers = metrics.register(ControllerMetrics::register);
+    let readiness = Readiness::new();
+    *last.0.lock().unwrap() = Some(readiness.clone());
     let operator = Operator::new(ports, lease, settings, OperatorMetrics::register(&metrics), controllers, readiness);
     operator.run(process.stop).await;
 }

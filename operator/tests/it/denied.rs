@@ -73,21 +73,26 @@ impl Objects for Denying {
     }
 }
 
-const RIGHTS: &str = "rights at the API server";
+/// The rights that `/readyz` says are missing.
+fn missing(readiness: &LastReadiness) -> String {
+    let pending = readiness.pending();
+    let rights = pending.iter().find_map(|condition| condition.strip_prefix("rights at the API server: "));
+    rights.unwrap_or_default().to_owned()
+}
 
 #[test]
 fn a_lease_that_may_not_be_made_is_named() {
     run(30, async |world, over| {
         let setup = Setup::new(over, pool(&["10.0.0.0/16"], &["fd00::/104"]));
-        let (denied, shown) = (setup.denied.clone(), setup.shown.clone());
+        let (denied, last) = (setup.denied.clone(), setup.readiness.clone());
         denied.set(Some(("create", "leases", None)));
         operator_of(world, "a", setup);
         add_node(world, "n1", 1).await;
-        world.until("it is named", LIMIT, |_| shown.lacks(RIGHTS).starts_with("create leases: ")).await?;
+        world.until("it is named", LIMIT, |_| missing(&last).starts_with("create leases: ")).await?;
         assert!(!is_served(world, "n1"));
         denied.set(None);
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
-        world.until("nothing is missing", LIMIT, |_| shown.lacks(RIGHTS).is_empty()).await
+        world.until("nothing is missing", LIMIT, |_| missing(&last).is_empty()).await
     });
 }
 
@@ -95,14 +100,14 @@ fn a_lease_that_may_not_be_made_is_named() {
 fn a_status_that_may_not_be_written_is_named_on_the_node_too() {
     run_over(Over::CustomResources, 31, async |world| {
         let setup = Setup::new(Over::CustomResources, pool(&["10.0.0.0/16"], &["fd00::/104"]));
-        let (denied, shown) = (setup.denied.clone(), setup.shown.clone());
+        let (denied, last) = (setup.denied.clone(), setup.readiness.clone());
         operator_of(world, "a", setup);
         add_node(world, "n1", 1).await;
         world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
-        assert_eq!(shown.lacks(RIGHTS), "");
+        assert_eq!(missing(&last), "");
         denied.set(Some(("patch", "ciliumnodes", Some("status"))));
         add_node(world, "n2", 2).await;
-        world.until("it is named", LIMIT, |_| shown.lacks(RIGHTS).starts_with("patch ciliumnodes/status: ")).await?;
+        world.until("it is named", LIMIT, |_| missing(&last).starts_with("patch ciliumnodes/status: ")).await?;
         let told = |event: &Object| {
             let note = event.0["note"].as_str().unwrap_or_default();
             event.0["regarding"]["name"] == "n2" && note.contains("cannot patch")
@@ -112,6 +117,6 @@ fn a_status_that_may_not_be_written_is_named_on_the_node_too() {
         assert!(confirmed(&cilium_nodes(world)["n2"]).is_empty());
         denied.set(None);
         world.until("n2 is served", LIMIT, |w| is_served(w, "n2")).await?;
-        world.until("nothing is missing", LIMIT, |_| shown.lacks(RIGHTS).is_empty()).await
+        world.until("nothing is missing", LIMIT, |_| missing(&last).is_empty()).await
     });
 }

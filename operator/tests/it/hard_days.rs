@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{
-        LIMIT, Over, Setup, Shown, add_node, cilium_nodes, delete, error, is_served, ledger, operator, operator_of, pod_cidrs,
+        LIMIT, Over, Setup, add_node, cilium_nodes, delete, error, is_served, ledger, operator, operator_of, pod_cidrs,
         pool, pool_of, record, run, run_over,
     },
     weather::{Sky, Weather},
@@ -60,12 +60,12 @@ fn leader(world: &World) -> String {
 /// Two nodes that are served by two replicas under one weather, each of which shows its own readiness.
 async fn two_replicas(world: &World, over: Over) -> Result<[Setup; 2], Trouble> {
     let first = Setup::new(over, pool(&["10.0.0.0/16"], &["fd00::/104"]));
-    let second = Setup { shown: Shown::default(), ..first.clone() };
+    let second = Setup { readiness: crate::cluster::LastReadiness::default(), ..first.clone() };
     operator_of(world, "a", first.clone());
     operator_of(world, "b", second.clone());
     add_nodes(world, 1..=2).await;
     world.until("both are served", LIMIT, all_served(2)).await?;
-    let ready = |_: &World| first.shown.pending().is_empty() && second.shown.pending().is_empty();
+    let ready = |_: &World| first.readiness.pending().is_empty() && second.readiness.pending().is_empty();
     world.until("both replicas are ready", LIMIT, ready).await?;
     Ok([first, second])
 }
@@ -84,13 +84,13 @@ async fn bad_time(
     add_nodes(world, 3..=6).await;
     world.pass(lasts).await?;
     for setup in setups {
-        let pending = setup.shown.pending();
+        let pending = setup.readiness.pending();
         assert!(pending.iter().any(|why| why.contains(says)), "{sky:?}: {pending:?}");
     }
     assert_eq!(published(world), before, "{sky:?}");
     weather.set(Sky::Clear);
     world.until("all are served", LIMIT, all_served(6)).await?;
-    let ready = |_: &World| setups.iter().all(|setup| setup.shown.pending().is_empty());
+    let ready = |_: &World| setups.iter().all(|setup| setup.readiness.pending().is_empty());
     world.until("both replicas are ready again", LIMIT, ready).await?;
     let after = published(world);
     assert!(before.iter().all(|(name, was)| after[name] == *was), "{sky:?}");
@@ -162,7 +162,7 @@ fn two_clusters_of_one_name_do_not_share_an_etcd() {
         operator_of(world, "b", setup.clone());
         let told = |w: &World| events(w, "LedgerOfAnotherCluster").iter().any(|note| note.contains("cluster-name"));
         world.until("an event says so", LIMIT, told).await?;
-        let pending = setup.shown.pending();
+        let pending = setup.readiness.pending();
         assert!(pending.iter().any(|why| why.starts_with("etcd: the key basal/ipam/v1/default/owner")), "{pending:?}");
         assert_eq!(published(world), before);
         let basal = |contents: BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
