@@ -4,6 +4,7 @@
 //! time, each wait is bounded, and a wait that ends without success says what it waited for and where the logs are. No
 //! other crate of the workspace is needed here, so that each of them can use this one.
 
+pub mod bench;
 pub mod cluster;
 pub mod command;
 pub mod parts;

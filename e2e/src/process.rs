@@ -12,7 +12,7 @@ use std::{io, thread};
 use anyhow::{Context, bail};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::{Pid, SysconfVar, getpid, getppid, sysconf};
 
 use crate::wait::{self, Check};
 
@@ -177,6 +177,32 @@ pub fn start_time(pid: u32) -> Option<u64> {
 fn stands_still(task: &Path) -> bool {
     let Ok(stat) = fs::read_to_string(task.join("stat")) else { return true };
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
+}
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// Time on a CPU, of all its threads, in seconds.
+    pub cpu_seconds: f64,
+    /// The most memory that it had resident at once (`VmHWM`), in bytes.
+    pub peak_rss: u64,
+}
+
+/// What a process has used so far, by /proc.
+pub fn usage(pid: u32) -> anyhow::Result<Usage> {
+    let read = |file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+    };
+    let (stat, status) = (read("stat")?, read("status")?);
+    let (_, rest) = stat.rsplit_once(')').context("a process without a name")?;
+    // Fields 14 and 15, user and system time; the first of `rest` is field 3.
+    let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the length of a clock tick is not known")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    let peak: u64 = peak.context("a process without memory")?.parse()?;
+    #[expect(clippy::cast_precision_loss, reason = "there are 100 ticks in a second")]
+    Ok(Usage { cpu_seconds: ticks / per_second as f64, peak_rss: peak * 1024 })
 }
 
 /// Sends a signal to one process; one that has gone is no error.

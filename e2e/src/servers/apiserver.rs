@@ -114,6 +114,11 @@ impl ApiServer {
         Ok(Run::new(parts::binary("kubectl")?).arg("--kubeconfig").arg(self.kubeconfig("admin")?))
     }
 
+    /// Its metrics, in Prometheus' text form.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        self.kubectl()?.args(["get", "--raw", "/metrics"]).text()
+    }
+
     /// Creates or changes an object given as JSON.
     pub fn apply(&self, object: &Value) -> anyhow::Result<()> {
         self.kubectl()?.args(["apply", "-f", "-"]).stdin(object.to_string()).done()

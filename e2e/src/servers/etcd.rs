@@ -187,6 +187,11 @@ impl Etcd {
         run.args(args).text()
     }
 
+    /// Its metrics, in Prometheus' text form.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        Ok(http_get(SocketAddr::new(self.ports.address, self.ports.metrics), "/metrics")?)
+    }
+
     /// Ends it in order (SIGTERM), keeping its data.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         self.process.take().map_or(Ok(()), |process| process.stop(Duration::from_secs(10)).map(drop))

@@ -1,0 +1,49 @@
+//! How the operator scales: nodes as fast as a real API server takes them, a restart, and a quiet cluster, beside a
+//! client without logic that makes the same writes, and beside kube-controller-manager's node IPAM.
+//!
+//! `NODES=5000,10000` says how many nodes; 1,000 is a quick run.
+
+mod basal;
+mod ceiling;
+mod meter;
+mod rival;
+mod rows;
+mod servers;
+
+use std::{
+    env,
+    io::{Write as _, stdout},
+};
+
+use anyhow::Context as _;
+use basal_e2e::{bench, say::say};
+
+use self::{basal::After, rival::Rate};
+
+fn main() -> anyhow::Result<()> {
+    let nodes = env::var("NODES").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "5000,10000".into());
+    let nodes: Result<Vec<u32>, _> = nodes.split(',').map(|number| number.trim().parse()).collect();
+    let nodes = nodes.context("NODES is no list of numbers; 5000,10000 is the default")?;
+    let (smallest, largest) = (nodes.iter().min().copied(), nodes.iter().max().copied());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut rows = Vec::new();
+    for &nodes in &nodes {
+        say(format!("{nodes} nodes: the ceiling"));
+        let ceiling = ceiling::run(&runtime, nodes)?;
+        say(format!("  {:.1} s; {}", ceiling.wall, ceiling.counts.text()));
+        say(format!("{nodes} nodes: the operator"));
+        let after = After { restart: Some(nodes) == largest, idle: Some(nodes) == smallest };
+        let basal = basal::run(&runtime, nodes, after)?;
+        say(format!("  {:.1} s; {}", basal.cost.wall, basal.cost.counts.text()));
+        say(format!("{nodes} nodes: kube-controller-manager with a raised rate"));
+        let raised = rival::run(&runtime, nodes, Rate::Raised)?;
+        say(format!("  {:.1} s; {}", raised.cost.wall, raised.cost.counts.text()));
+        say(format!("{nodes} nodes: kube-controller-manager at its default rate"));
+        let default = rival::run(&runtime, nodes, Rate::Default)?;
+        rows.extend(rows::of(nodes, &basal, &ceiling, &raised, &default));
+    }
+    stdout().write_all(bench::table(&rows).as_bytes())?;
+    let path = bench::write("operator", &rows)?;
+    say(format!("written to {}", path.display()));
+    Ok(())
+}
