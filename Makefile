@@ -7,13 +7,13 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test soak fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test soak bench-operator bench-ipam fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## install and build what this machine lacks: Debian packages, BPF toolchain, Kubernetes parts, images (needs root)
 	cargo xtask setup
@@ -36,6 +36,13 @@ test: setup ## run every check and test (needs root); the last lines are the tim
 soak: export SOAK_SECONDS ?= 300
 soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED (needs root)
 	$(E2E) test --exact kills_and_cuts_break_nothing
+
+bench-operator: ## measure the operator on a real API server and etcd, NODES=5000,10000 (about 20 minutes; 1000 is a quick run)
+	cargo xtask setup --only parts
+	cargo bench --package basal-operator --bench scale
+
+bench-ipam: ## measure the allocator alone, with 1 k, 64 k and 1 M blocks
+	cargo bench --package basal-ipam --bench allocator
 
 fmt: ## format the code
 	cargo fmt --all

@@ -186,6 +186,8 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// The most memory that it had resident at once (`VmHWM`), in bytes.
     pub peak_rss: u64,
+    /// The memory that it has resident now (`VmRSS`), in bytes.
+    pub rss: u64,
 }
 
 /// What a process has used so far, by /proc.
@@ -199,10 +201,12 @@ pub fn usage(pid: u32) -> anyhow::Result<Usage> {
     // Fields 14 and 15, user and system time; the first of `rest` is field 3.
     let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
     let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the length of a clock tick is not known")?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-    let peak: u64 = peak.context("a process without memory")?.parse()?;
+    let bytes = |field: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
+        anyhow::Ok(value.with_context(|| format!("process {pid} has no {field}"))?.parse::<u64>()? * 1024)
+    };
     #[expect(clippy::cast_precision_loss, reason = "there are 100 ticks in a second")]
-    Ok(Usage { cpu_seconds: ticks / per_second as f64, peak_rss: peak * 1024 })
+    Ok(Usage { cpu_seconds: ticks / per_second as f64, peak_rss: bytes("VmHWM:")?, rss: bytes("VmRSS:")? })
 }
 
 /// Sends a signal to one process; one that has gone is no error.

@@ -78,3 +78,21 @@ fn nothing_outlives_its_owner() {
     drop(sleeper);
     assert!(!process::is_alive(pid));
 }
+
+#[test]
+fn the_memory_of_a_process_is_what_it_touched() {
+    let pid = std::process::id();
+    let before = process::usage(pid).unwrap();
+    let touched = vec![1_u8; 64 << 20];
+    let after = process::usage(pid).unwrap();
+    assert!(after.rss >= touched.len() as u64 && after.peak_rss >= after.rss, "{after:?}");
+    assert!(after.cpu_seconds >= before.cpu_seconds && after.cpu_seconds > 0.0, "{before:?} {after:?}");
+}
+
+#[test]
+fn servers_tell_their_metrics() {
+    let etcd = basal_etcd();
+    assert!(etcd.metrics().unwrap().contains("\netcd_mvcc_txn_total "));
+    let server = ApiServer::start(ApiServerOptions::default()).unwrap();
+    assert!(server.metrics().unwrap().contains("apiserver_request_total{"));
+}

@@ -9,12 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use basal_crds::{
-    kvstore::keys,
-    names::ClusterName,
-};
+use basal_crds::{kvstore::keys, names::ClusterName};
 use basal_e2e::{
-    process::Process,
+    process::{self, Process},
     servers::free_port,
     wait::Stopwatch,
 };
@@ -31,7 +28,7 @@ use super::{
     servers::{Clients, Servers, create_nodes, limit, name, within},
 };
 
-/// Nodes beside those that are measured: the first shows that the operator leads, the second comes after a restart.
+/// A node beside those that are measured: it shows that the operator leads.
 const WARM_UP: u32 = 0;
 
 /// How long an operator may take to end, and to serve one node.
@@ -85,9 +82,10 @@ pub(crate) fn run(runtime: &Runtime, nodes: u32, after: After) -> anyhow::Result
     let servers = Servers::start()?;
     let clients = runtime.block_on(servers.clients())?;
     let operator = start(&servers)?;
-    serve_one(runtime, &clients, WARM_UP)?;
+    let said = || process::tail(operator.log());
+    serve_one(runtime, &clients, WARM_UP).with_context(said)?;
     let meter = Meter::start(&servers, Some(operator.pid()))?;
-    within(runtime, "serving all nodes", limit(nodes), serve(&clients, 1..nodes + 1))?;
+    within(runtime, "serving all nodes", limit(nodes), serve(&clients, 1..nodes + 1)).with_context(said)?;
     let cost = meter.stop()?;
     within(runtime, "looking at the CiliumNodes", PATIENCE, check(&clients, nodes + 1))?;
     let idle = after.idle.then(|| quiet(&servers)).transpose()?;

@@ -1,8 +1,8 @@
 //! A client without logic that makes the operator's writes: the ceiling.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, pin::pin, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use basal_crds::{
     address::{AddressType, NodeAddress},
     kvstore::{NodeRecord, keys},
@@ -24,7 +24,8 @@ use basal_objects::{
     crd_install,
     object::{Object, resources},
 };
-use futures::TryStreamExt as _;
+use basal_runtime::outcome::Outcome;
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc};
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::OnceCell};
 
@@ -73,21 +74,24 @@ pub(crate) fn run(runtime: &Runtime, nodes: u32) -> anyhow::Result<Cost> {
 
 async fn prepare(clients: &Clients, script: &Script) -> anyhow::Result<()> {
     let definitions: Vec<Object> = crds().into_iter().map(|definition| Object(definition.object)).collect();
-    crd_install::install(
-        clients.objects.as_ref(),
-        clients.env.as_ref(),
-        &definitions,
-        Duration::from_secs(60),
-    )
-    .await?;
+    crd_install::install(clients.objects.as_ref(), clients.env.as_ref(), &definitions, Duration::from_secs(60)).await?;
     let Is::Value(value) = script.fence.is.clone() else { return Ok(()) };
     write(clients.kv.as_ref(), Vec::new(), vec![Op::Put { key: script.fence.key.clone(), value, lease: 0 }]).await
 }
 
 async fn play(clients: &Clients, script: &Script, nodes: u32) -> anyhow::Result<()> {
-    create_nodes(clients.objects.as_ref(), 0..nodes)
-        .try_for_each_concurrent(WRITES_AT_ONCE, |(number, node)| serve(clients, script, number, node))
-        .await
+    let (made, inbox) = mpsc::unbounded();
+    // By a channel: Nodes go on being made while the writes for earlier ones use up what may run at once.
+    let make = async move {
+        let mut created = pin!(create_nodes(clients.objects.as_ref(), 0..nodes));
+        while let Some(node) = created.try_next().await? {
+            made.unbounded_send(node).context("nobody serves the Nodes any more")?;
+        }
+        Ok(())
+    };
+    let serve =
+        inbox.map(Ok).try_for_each_concurrent(WRITES_AT_ONCE, |(number, node)| serve(clients, script, number, node));
+    futures::try_join!(make, serve).map(drop)
 }
 
 async fn serve(clients: &Clients, script: &Script, number: u32, node: Object) -> anyhow::Result<()> {
@@ -115,11 +119,11 @@ async fn serve(clients: &Clients, script: &Script, number: u32, node: Object) ->
 
 async fn write(kv: &dyn Kv, when: Vec<Compare>, then: Vec<Op>) -> anyhow::Result<()> {
     match kv.txn(Txn { when, then, or_else: Vec::new() }).await {
-        basal_runtime::outcome::Outcome::Done(answer) => {
+        Outcome::Done(answer) => {
             ensure!(answer.succeeded, "a condition of the ceiling's transaction does not hold");
             Ok(())
         }
-        other => anyhow::bail!("the ceiling's transaction failed: {other:?}"),
+        other => bail!("the ceiling's transaction failed: {other:?}"),
     }
 }
 

@@ -29,12 +29,13 @@ impl Counts {
                 let quoted = labels.split("\",").find_map(|label| label.strip_prefix(name)?.strip_prefix("=\""));
                 quoted.unwrap_or_default().trim_end_matches('"').to_owned()
             };
-            let (verb, subresource) = (label("verb"), label("subresource"));
-            if verb == "WATCH" {
+            let (verb, resource, subresource) = (label("verb"), label("resource"), label("subresource"));
+            // Without a resource: /metrics and /readyz, which the bench itself asks for.
+            if verb == "WATCH" || resource.is_empty() {
                 continue;
             }
             let slash = if subresource.is_empty() { "" } else { "/" };
-            let resource = format!("{}{slash}{subresource}", label("resource"));
+            let resource = format!("{resource}{slash}{subresource}");
             *counts.api.entry((verb, resource)).or_default() += value.parse::<f64>()?;
         }
         let etcd = servers.etcd.metrics()?;
@@ -49,9 +50,10 @@ impl Counts {
 
     /// What was counted since.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let api = self.api.iter().map(|(key, value)| {
-            (key.clone(), value - earlier.api.get(key).copied().unwrap_or_default())
-        });
+        let api = self
+            .api
+            .iter()
+            .map(|(key, value)| (key.clone(), value - earlier.api.get(key).copied().unwrap_or_default()));
         let etcd =
             self.etcd.iter().map(|(key, value)| (*key, value - earlier.etcd.get(key).copied().unwrap_or_default()));
         Self { api: api.collect(), etcd: etcd.collect() }
