@@ -37,7 +37,7 @@ soak: export SOAK_SECONDS ?= 300
 soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED (needs root)
 	$(E2E) test --exact kills_and_cuts_break_nothing
 
-bench-operator: ## measure the operator on a real API server and etcd, NODES=5000,10000 (about 20 minutes; 1000 is a quick run)
+bench-operator: ## measure the operator on a real API server and etcd, NODES=5000,10000 (1000 is a quick run)
 	cargo xtask setup --only parts
 	cargo bench --package basal-operator --bench scale
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail, ensure};
 use basal_crds::{
     address::{AddressType, NodeAddress},
     kvstore::{NodeRecord, keys},
-    names::{ClusterId, ClusterName, NodeName as RecordName},
+    names::{ClusterId, ClusterName},
     resources::crds,
 };
 use basal_ipam::{
@@ -167,7 +167,7 @@ fn given(allocator: &Allocator, keys: &LedgerKeys, fence: &Compare, number: u32)
     let guard = allocator.guard(&node).context("a node without blocks")?;
     let cells = guard.cells.keys().map(|cell| Compare::new(keys.cell(*cell), Is::Present));
     let blocks = allocator.confirmed(&node);
-    let mut record = NodeRecord::new(RecordName::new(name(number))?, ClusterName::new(CLUSTER)?, ClusterId::new(0));
+    let mut record = NodeRecord::new(node.clone(), ClusterName::new(CLUSTER)?, ClusterId::new(0));
     let address = |text: String| anyhow::Ok(NodeAddress { kind: AddressType::InternalIp, ip: text.parse()? });
     record.addresses = addresses(number).into_iter().map(address).collect::<anyhow::Result<_>>()?;
     record.labels = labels(number).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();

@@ -22,8 +22,7 @@ use futures::{Stream, StreamExt as _, stream};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-/// Nodes that are made at the same time. The API server takes no more than this from one client: with twice as many
-/// the time is the same.
+/// Nodes that are made at the same time: twice as many as the operator writes at once, so that it never waits for them.
 const CREATES: usize = 64;
 
 /// kube-apiserver and its etcd, and Basal's etcd with TLS and users as in production. Each case has fresh ones.
