@@ -190,6 +190,15 @@ pub struct Usage {
     pub rss: u64,
 }
 
+impl Usage {
+    /// The peak of its memory in MB (10⁶ bytes).
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    pub fn peak_megabytes(&self) -> f64 {
+        self.peak_rss as f64 / 1e6
+    }
+}
+
 /// What a process has used so far, by /proc.
 pub fn usage(pid: u32) -> anyhow::Result<Usage> {
     let read = |file: &str| {

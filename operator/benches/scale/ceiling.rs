@@ -1,173 +1,202 @@
 //! A client without logic that makes the operator's writes: the ceiling.
 
-use std::{collections::BTreeMap, pin::pin, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use basal_crds::{
     address::{AddressType, NodeAddress},
-    kvstore::{NodeRecord, keys},
-    names::{ClusterId, ClusterName},
-    resources::crds,
+    kvstore::NodeRecord,
+    resources::LedgerStore,
 };
 use basal_ipam::{
     allocator::Allocator,
+    cell::Version,
     config::{FamilySettings, PoolConfig, PoolSettings},
-    ledger::{LedgerState, Limits, SwapAnswer},
+    ledger::{CellSwap, FenceAnswer, Guard, LedgerState, SwapAnswer},
     names::{NodeName, NodeUid, TermId},
     prefix::PodCidr,
 };
-use basal_kvstore::{
-    kv::{Compare, Is, Kv, Op, Txn},
-    ledger::LedgerKeys,
-};
 use basal_objects::{
-    crd_install,
-    object::{Object, resources},
+    ledger::activate,
+    object::{Object, ObjectKey, resources},
+    port::MergePatch,
 };
-use basal_runtime::outcome::Outcome;
+use basal_operator::{ports::Ports, store::RecordChange};
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc};
-use serde_json::json;
-use tokio::{runtime::Runtime, sync::OnceCell};
+use serde_json::{Map, Value, json};
+use tokio::{
+    runtime::Runtime,
+    sync::{Mutex, OnceCell},
+};
 
 use super::{
     basal::check,
     meter::{Cost, Meter},
-    servers::{Clients, Servers, addresses, create_nodes, done, labels, limit, name, within},
+    nodes::{Made, addresses, labels, make, name, wait_served},
+    servers::{Clients, Servers, Store, done, limit, within},
 };
 
-/// Nodes whose claims go into one transaction, and nodes that are written at the same time: as in the operator.
+/// Nodes whose claims go into one batch of the ledger, and nodes that are written at the same time: as in the operator.
+/// A batch fills whole cells, so none is written twice.
 const BATCH: u32 = 256;
 const WRITES_AT_ONCE: usize = 32;
 
-const CLUSTER: &str = "default";
-const LIMITS: Limits = Limits { cells: 127, bytes: 1 << 20 };
-
 /// Everything that is written, made before the clock runs.
 struct Script {
-    /// One transaction of the ledger for each batch of nodes.
-    ledger: Vec<OnceCell<()>>,
-    claims: Vec<Vec<Op>>,
+    term: TermId,
+    /// What is written to the ledger for each batch of nodes, swap by swap.
+    claims: Vec<Vec<Vec<CellSwap>>>,
+    /// Each is written when its first node was made; the guard of its nodes' records comes out of it.
+    written: Vec<OnceCell<Guard>>,
+    /// One batch at a time, as in the operator.
+    turn: Mutex<()>,
     /// What each node is given.
     nodes: Vec<Given>,
-    /// The condition of all transactions: the fence, and that the cells exist.
-    fence: Compare,
 }
 
 struct Given {
+    name: NodeName,
     blocks: Vec<PodCidr>,
-    guard: Vec<Compare>,
     record: String,
 }
 
 /// Writes as much for so many nodes as the operator does, and measures it.
-pub(crate) fn run(runtime: &Runtime, nodes: u32) -> anyhow::Result<Cost> {
-    let script = script(nodes)?;
-    let servers = Servers::start()?;
+pub(crate) fn run(runtime: &Runtime, store: Store, nodes: u32) -> anyhow::Result<Cost> {
+    let servers = Servers::start(Some(store))?;
     let clients = runtime.block_on(servers.clients())?;
-    within(runtime, "preparing the servers", Duration::from_secs(120), prepare(&clients, &script))?;
+    let script = script(&clients.ports, nodes)?;
+    within(runtime, "preparing the servers", Duration::from_secs(120), prepare(&clients.ports, store, &script.term))?;
     let meter = Meter::start(&servers, None)?;
-    within(runtime, "the ceiling", limit(nodes), play(&clients, &script, nodes))?;
+    within(runtime, "the ceiling", limit(nodes), play(&clients, store, &script))?;
     let cost = meter.stop()?;
     within(runtime, "looking at the CiliumNodes", Duration::from_secs(60), check(&clients, nodes))?;
     Ok(cost)
 }
 
-async fn prepare(clients: &Clients, script: &Script) -> anyhow::Result<()> {
-    let definitions: Vec<Object> = crds().into_iter().map(|definition| Object(definition.object)).collect();
-    crd_install::install(clients.objects.as_ref(), clients.env.as_ref(), &definitions, Duration::from_secs(60)).await?;
-    let Is::Value(value) = script.fence.is.clone() else { return Ok(()) };
-    write(clients.kv.as_ref(), Vec::new(), vec![Op::Put { key: script.fence.key.clone(), value, lease: 0 }]).await
+async fn prepare(ports: &Ports, store: Store, term: &TermId) -> anyhow::Result<()> {
+    let kind = match store {
+        Store::Etcd => LedgerStore::Etcd,
+        Store::CustomResources => LedgerStore::CustomResources,
+    };
+    activate(ports.objects.as_ref(), ports.cluster.name().as_str(), kind).await?;
+    let seen = ports.ledger.begin().await?;
+    let taken = ports.ledger.take_fence(&seen, term).await;
+    ensure!(taken == FenceAnswer::Taken, "the ceiling's fence is not taken: {taken:?}");
+    // It remembers the version of what it read.
+    ports.ledger.load().await.map(drop).map_err(Into::into)
 }
 
-async fn play(clients: &Clients, script: &Script, nodes: u32) -> anyhow::Result<()> {
+async fn play(clients: &Clients, store: Store, script: &Script) -> anyhow::Result<()> {
+    let nodes = u32::try_from(script.nodes.len())?;
+    let objects = Arc::clone(&clients.ports.objects);
+    let served = wait_served(clients, 0..nodes).await?;
     let (made, inbox) = mpsc::unbounded();
-    // By a channel: Nodes go on being made while the writes for earlier ones use up what may run at once.
+    // By a channel: nodes go on being made while the writes for earlier ones use up what may run at once.
     let make = async move {
-        let mut created = pin!(create_nodes(clients.objects.as_ref(), 0..nodes));
-        while let Some(node) = created.try_next().await? {
-            made.unbounded_send(node).context("nobody serves the Nodes any more")?;
-        }
+        make(objects.as_ref(), 0..nodes, Made::Both)
+            .try_for_each(async |node| made.unbounded_send(node).context("nobody serves the nodes any more"))
+            .await?;
+        // The inbox ends.
+        drop(made);
         Ok(())
     };
-    let serve =
-        inbox.map(Ok).try_for_each_concurrent(WRITES_AT_ONCE, |(number, node)| serve(clients, script, number, node));
-    futures::try_join!(make, serve).map(drop)
+    let serve = inbox
+        .map(Ok)
+        .try_for_each_concurrent(WRITES_AT_ONCE, |(number, object)| serve(clients, store, script, number, object));
+    futures::try_join!(make, serve, served).map(drop)
 }
 
-async fn serve(clients: &Clients, script: &Script, number: u32, node: Object) -> anyhow::Result<()> {
-    let batch = usize::try_from(number / BATCH)?;
-    let claim = || write(clients.kv.as_ref(), vec![script.fence.clone()], script.claims[batch].clone());
-    script.ledger[batch].get_or_try_init(claim).await?;
+async fn serve(
+    clients: &Clients,
+    store: Store,
+    script: &Script,
+    number: u32,
+    object: Option<Object>,
+) -> anyhow::Result<()> {
+    let (ports, batch) = (&clients.ports, usize::try_from(number / BATCH)?);
+    let guard = script.written[batch].get_or_try_init(|| claim(ports, script, batch)).await?;
     let given = &script.nodes[usize::try_from(number)?];
-    let [v4, v6] = addresses(number);
-    let labels: BTreeMap<_, _> = labels(number).into();
-    let object = json!({
-        "apiVersion": "cilium.io/v2", "kind": "CiliumNode",
-        "metadata": { "name": name(number), "labels": labels, "ownerReferences": [
-            { "apiVersion": "v1", "kind": "Node", "name": name(number), "uid": node.uid() },
-        ] },
-        "spec": {
-            "addresses": [{ "type": "InternalIP", "ip": v4 }, { "type": "InternalIP", "ip": v6 }],
-            "ipam": { "podCIDRs": given.blocks.iter().map(ToString::to_string).collect::<Vec<_>>() },
-        },
-    });
-    done(clients.objects.create(resources::CILIUM_NODE, Object(object)).await)?;
-    let key = format!("{}{}", keys::nodes_of(&ClusterName::new(CLUSTER)?), name(number));
-    let put = Op::Put { key, value: given.record.clone().into_bytes(), lease: 0 };
-    write(clients.kv.as_ref(), given.guard.clone(), vec![put]).await
-}
-
-async fn write(kv: &dyn Kv, when: Vec<Compare>, then: Vec<Op>) -> anyhow::Result<()> {
-    match kv.txn(Txn { when, then, or_else: Vec::new() }).await {
-        Outcome::Done(answer) => {
-            ensure!(answer.succeeded, "a condition of the ceiling's transaction does not hold");
-            Ok(())
+    let object = object.context("somebody else made the CiliumNode")?;
+    let texts: Vec<String> = given.blocks.iter().map(ToString::to_string).collect();
+    let object = patch(ports, &object, None, json!({ "spec": { "ipam": { "podCIDRs": texts } } })).await?;
+    match store {
+        Store::Etcd => {
+            let change = RecordChange::Publish(given.record.clone());
+            ports.store.write(&given.name, guard, change).await.map(drop).map_err(Into::into)
         }
-        other => bail!("the ceiling's transaction failed: {other:?}"),
+        Store::CustomResources => {
+            let entries: Map<String, Value> =
+                texts.into_iter().map(|block| (block, json!({ "status": "in-use" }))).collect();
+            let body = json!({ "status": { "ipam": { "pod-cidrs": entries } } });
+            patch(ports, &object, Some("status"), body).await.map(drop)
+        }
     }
 }
 
+async fn patch(
+    ports: &Ports,
+    object: &Object,
+    subresource: Option<&'static str>,
+    body: Value,
+) -> anyhow::Result<Object> {
+    let (uid, resource_version) = (object.uid().to_owned(), object.resource_version().to_owned());
+    let patch = MergePatch { resource_version, uid, subresource, body };
+    done(ports.objects.patch(resources::CILIUM_NODE, &ObjectKey::cluster(object.name()), patch).await)
+}
+
+async fn claim(ports: &Ports, script: &Script, batch: usize) -> anyhow::Result<Guard> {
+    let _turn = script.turn.lock().await;
+    let mut guard = Guard { term: script.term.clone(), cells: BTreeMap::new() };
+    for swaps in &script.claims[batch] {
+        let version = |swap: &CellSwap| guard.cells.get(&swap.new.id()).copied().unwrap_or(Version::ABSENT);
+        let swaps: Vec<CellSwap> =
+            swaps.iter().map(|swap| CellSwap { expected: version(swap), new: swap.new.clone() }).collect();
+        match ports.ledger.swap(&script.term, &swaps).await {
+            SwapAnswer::Done(cells) => guard.cells.extend(cells),
+            answer => bail!("the ceiling's claims are refused: {answer:?}"),
+        }
+    }
+    Ok(guard)
+}
+
 /// Lets the allocator decide beforehand, in the batches that the operator would make at best.
-fn script(nodes: u32) -> anyhow::Result<Script> {
+fn script(ports: &Ports, nodes: u32) -> anyhow::Result<Script> {
     let family = |cidr: &str, mask_size| FamilySettings { enabled: true, cidrs: vec![cidr.into()], mask_size };
     let pool = PoolSettings { ipv4: family("10.0.0.0/8", 24), ipv6: family("fd00::/104", 120) };
-    let (keys, term) = (LedgerKeys::new(CLUSTER), TermId::from_random(1, 1));
+    let term = TermId::from_random(1, 1);
     let mut ledger = LedgerState::default();
     let _taken = ledger.take_fence(&ledger.fence.clone(), &term);
     let rest = Duration::from_secs(300);
     let mut allocator = Allocator::start(term.clone(), PoolConfig::new(&pool)?, rest, &ledger.load(), Duration::ZERO);
-    let fence = Compare::new(keys.fence(), Is::Value(term.as_str().into()));
-    let mut script = Script { ledger: Vec::new(), claims: Vec::new(), nodes: Vec::new(), fence };
+    let limits = ports.ledger.limits();
+    let mut script =
+        Script { term, claims: Vec::new(), written: Vec::new(), turn: Mutex::default(), nodes: Vec::new() };
     for first in (0..nodes).step_by(usize::try_from(BATCH)?) {
         let numbers = first..nodes.min(first + BATCH);
         for number in numbers.clone() {
-            let uid = NodeUid::new(&format!("6b1c0e4e-7f2c-4d39-9c2e-{number:012x}"))?;
+            let uid = NodeUid::new(&format!("00000000-0000-4000-8000-{number:012x}"))?;
             allocator.grant(&NodeName::new(&name(number))?, &uid, Duration::ZERO)?;
         }
-        let mut puts = BTreeMap::new();
-        while let Some(batch) = allocator.next_batch(LIMITS) {
-            for swap in &batch.swaps {
-                puts.insert(keys.cell(swap.new.id()), swap.new.to_json()?);
-            }
-            let answer = ledger.commit(&term, &batch.swaps, LIMITS);
-            ensure!(matches!(answer, SwapAnswer::Done(_)), "the ceiling's claims are refused: {answer:?}");
+        let mut claims = Vec::new();
+        while let Some(batch) = allocator.next_batch(limits) {
+            let answer = ledger.commit(&script.term, &batch.swaps, limits);
             allocator.settle(batch.id, &answer, Duration::ZERO);
+            claims.push(batch.swaps);
         }
-        script.claims.push(puts.into_iter().map(|(key, value)| Op::Put { key, value, lease: 0 }).collect());
-        script.ledger.push(OnceCell::new());
+        script.claims.push(claims);
+        script.written.push(OnceCell::new());
         for number in numbers {
-            script.nodes.push(given(&allocator, &keys, &script.fence, number)?);
+            script.nodes.push(given(ports, &allocator, number)?);
         }
     }
     Ok(script)
 }
 
-fn given(allocator: &Allocator, keys: &LedgerKeys, fence: &Compare, number: u32) -> anyhow::Result<Given> {
+fn given(ports: &Ports, allocator: &Allocator, number: u32) -> anyhow::Result<Given> {
     let node = NodeName::new(&name(number))?;
-    let guard = allocator.guard(&node).context("a node without blocks")?;
-    let cells = guard.cells.keys().map(|cell| Compare::new(keys.cell(*cell), Is::Present));
     let blocks = allocator.confirmed(&node);
-    let mut record = NodeRecord::new(node.clone(), ClusterName::new(CLUSTER)?, ClusterId::new(0));
+    ensure!(blocks.len() == 2, "{node} has {} blocks", blocks.len());
+    let mut record = NodeRecord::new(node.clone(), ports.cluster.name().clone(), ports.cluster.id());
     let address = |text: String| anyhow::Ok(NodeAddress { kind: AddressType::InternalIp, ip: text.parse()? });
     record.addresses = addresses(number).into_iter().map(address).collect::<anyhow::Result<_>>()?;
     record.labels = labels(number).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -177,6 +206,5 @@ fn given(allocator: &Allocator, keys: &LedgerKeys, fence: &Compare, number: u32)
             ipnet::IpNet::V6(net) => record.ipv6_cidrs.push(net),
         }
     }
-    let guard = std::iter::once(fence.clone()).chain(cells).collect();
-    Ok(Given { blocks, guard, record: record.to_json() })
+    Ok(Given { name: node, blocks, record: record.to_json() })
 }

@@ -6,6 +6,7 @@
 mod basal;
 mod ceiling;
 mod meter;
+mod nodes;
 mod rival;
 mod rows;
 mod servers;
@@ -18,29 +19,39 @@ use std::{
 use anyhow::Context as _;
 use basal_e2e::{bench, say::say};
 
-use self::{basal::After, rival::Rate};
+use self::{basal::After, rival::Rate, rows::Rivals, servers::Store};
+
+/// The size of the cluster that is also watched doing nothing.
+const QUIET: u32 = 5000;
 
 fn main() -> anyhow::Result<()> {
     let nodes = env::var("NODES").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "5000,10000".into());
     let nodes: Result<Vec<u32>, _> = nodes.split(',').map(|number| number.trim().parse()).collect();
     let nodes = nodes.context("NODES is no list of numbers; 5000,10000 is the default")?;
-    let (smallest, largest) = (nodes.iter().min().copied(), nodes.iter().max().copied());
+    let largest = nodes.iter().max().copied();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut rows = Vec::new();
     for &nodes in &nodes {
-        say(format!("{nodes} nodes: the ceiling"));
-        let ceiling = ceiling::run(&runtime, nodes)?;
-        say(format!("  {:.1} s; {}", ceiling.wall, ceiling.counts.text()));
-        say(format!("{nodes} nodes: the operator"));
-        let after = After { restart: Some(nodes) == largest, idle: Some(nodes) == smallest };
-        let basal = basal::run(&runtime, nodes, after)?;
-        say(format!("  {:.1} s; {}", basal.cost.wall, basal.cost.counts.text()));
+        let mut found = Vec::new();
+        for store in [Store::Etcd, Store::CustomResources] {
+            let name = store.text();
+            say(format!("{nodes} nodes, {name}: the ceiling"));
+            let ceiling = ceiling::run(&runtime, store, nodes)?;
+            say(ceiling.text());
+            say(format!("{nodes} nodes, {name}: the operator"));
+            let after = After { restart: Some(nodes) == largest, idle: nodes == QUIET && store == Store::Etcd };
+            let basal = basal::run(&runtime, store, nodes, after)?;
+            say(basal.cost.text());
+            found.push((store, basal, ceiling));
+        }
         say(format!("{nodes} nodes: kube-controller-manager with a raised rate"));
         let raised = rival::run(&runtime, nodes, Rate::Raised)?;
-        say(format!("  {:.1} s; {}", raised.cost.wall, raised.cost.counts.text()));
+        say(raised.cost.text());
         say(format!("{nodes} nodes: kube-controller-manager at its default rate"));
         let default = rival::run(&runtime, nodes, Rate::Default)?;
-        rows.extend(rows::of(nodes, &basal, &ceiling, &raised, &default));
+        say(default.cost.text());
+        let rivals = Rivals { default, raised };
+        rows.extend(found.iter().flat_map(|(store, basal, ceiling)| rows::of(nodes, *store, basal, ceiling, &rivals)));
     }
     stdout().write_all(bench::table(&rows).as_bytes())?;
     let path = bench::write("operator", &rows)?;

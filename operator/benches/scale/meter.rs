@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use basal_e2e::{process, wait::Stopwatch};
+use basal_e2e::{process, servers::Etcd, wait::Stopwatch};
 
 use super::servers::Servers;
 
@@ -11,12 +11,12 @@ use super::servers::Servers;
 pub(crate) struct Counts {
     /// `apiserver_request_total` by verb and resource (with its subresource), watches left out.
     api: BTreeMap<(String, String), f64>,
-    /// Transactions, puts and ranges in Basal's etcd (`etcd_mvcc_*_total`).
+    /// Requests to Basal's etcd by method, watches and leases left out (`grpc_server_handled_total`).
     etcd: BTreeMap<&'static str, f64>,
 }
 
 const WRITES: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
-const ETCD: [&str; 3] = ["etcd_mvcc_txn_total", "etcd_mvcc_put_total", "etcd_mvcc_range_total"];
+const ETCD: [&str; 3] = ["Txn", "Put", "Range"];
 
 impl Counts {
     /// Reads them.
@@ -38,11 +38,12 @@ impl Counts {
             let resource = format!("{resource}{slash}{subresource}");
             *counts.api.entry((verb, resource)).or_default() += value.parse::<f64>()?;
         }
-        let etcd = servers.etcd.metrics()?;
+        let etcd = servers.etcd.as_ref().map(Etcd::metrics).transpose()?.unwrap_or_default();
         for line in etcd.lines() {
-            let Some((name, value)) = line.split_once(' ') else { continue };
-            if let Some(known) = ETCD.iter().find(|known| **known == name) {
-                counts.etcd.insert(known, value.parse()?);
+            let Some(sample) = line.strip_prefix("grpc_server_handled_total{") else { continue };
+            let Some((labels, value)) = sample.rsplit_once("} ") else { continue };
+            if let Some(known) = ETCD.iter().find(|known| labels.contains(&format!("grpc_method=\"{known}\""))) {
+                *counts.etcd.entry(known).or_default() += value.parse::<f64>()?;
             }
         }
         Ok(counts)
@@ -72,16 +73,21 @@ impl Counts {
         writes.map(|(_, count)| count).sum()
     }
 
-    /// One of etcd's counters: `txn`, `put` or `range`.
-    pub(crate) fn etcd(&self, what: &str) -> f64 {
-        self.etcd.get(format!("etcd_mvcc_{what}_total").as_str()).copied().unwrap_or_default()
+    /// Transactions and puts in etcd.
+    pub(crate) fn etcd_writes(&self) -> f64 {
+        self.etcd.iter().filter(|(method, _)| **method != "Range").map(|(_, count)| count).sum()
+    }
+
+    /// Reads from etcd.
+    pub(crate) fn etcd_reads(&self) -> f64 {
+        self.etcd.get("Range").copied().unwrap_or_default()
     }
 
     /// Every counter that moved, for people.
-    pub(crate) fn text(&self) -> String {
+    fn text(&self) -> String {
         let api = self.api.iter().filter(|(_, count)| **count > 0.0);
         let api = api.map(|((verb, resource), count)| format!("{verb} {resource} {count}"));
-        let etcd = self.etcd.iter().map(|(name, count)| format!("{name} {count}"));
+        let etcd = self.etcd.iter().map(|(method, count)| format!("etcd {method} {count}"));
         api.chain(etcd).collect::<Vec<_>>().join(", ")
     }
 }
@@ -97,6 +103,14 @@ pub(crate) struct Cost {
     pub(crate) cpu: f64,
     /// Its peak of resident memory in MB (10⁶ bytes).
     pub(crate) rss: f64,
+}
+
+impl Cost {
+    /// All of it, for people.
+    pub(crate) fn text(&self) -> String {
+        let Self { wall, counts, cpu, rss } = self;
+        format!("  {wall:.1} s, {cpu:.1} s on the CPU, {rss:.1} MB; {}", counts.text())
+    }
 }
 
 /// Begins to measure.
@@ -120,8 +134,7 @@ impl<'a> Meter<'a> {
     pub(crate) fn stop(self) -> anyhow::Result<Cost> {
         let wall = self.watch.elapsed().as_secs_f64();
         let usage = self.process.map(process::usage).transpose()?;
-        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-        let (cpu, rss) = usage.map_or((0.0, 0.0), |u| (u.cpu_seconds - self.cpu, u.peak_rss as f64 / 1e6));
+        let (cpu, rss) = usage.map_or((0.0, 0.0), |used| (used.cpu_seconds - self.cpu, used.peak_megabytes()));
         Ok(Cost { wall, counts: Counts::read(self.servers)?.since(&self.counts), cpu, rss })
     }
 }

@@ -1,19 +1,23 @@
 //! kube-controller-manager's own node IPAM, which gives podCIDRs to Nodes.
 
-use std::{collections::BTreeSet, process::Command, time::Duration};
+use std::{process::Command, sync::atomic::AtomicUsize, time::Duration};
 
 use anyhow::Context as _;
-use basal_e2e::{parts, process::Process};
+use basal_e2e::{
+    parts,
+    process::{self, Process},
+};
 use basal_objects::{
     object::{Object, resources},
-    port::{ObjectEvent, Objects, Scope},
+    port::Objects,
 };
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use tokio::runtime::Runtime;
 
 use super::{
     meter::{Cost, Meter},
-    servers::{Servers, create_nodes, limit, within},
+    nodes::{Made, make, name, until},
+    servers::{Servers, limit, within},
 };
 
 /// How long the manager is watched at its default rate.
@@ -33,7 +37,7 @@ pub(crate) struct Found {
     /// The cost; `wall` is extrapolated where `served` is below the number of nodes.
     pub(crate) cost: Cost,
     /// Nodes that got their blocks within the time.
-    pub(crate) served: usize,
+    pub(crate) served: u32,
 }
 
 fn start(servers: &Servers, rate: Rate) -> anyhow::Result<Process> {
@@ -52,58 +56,36 @@ fn start(servers: &Servers, rate: Rate) -> anyhow::Result<Process> {
 
 /// Lets the manager serve so many nodes and measures it.
 pub(crate) fn run(runtime: &Runtime, nodes: u32, rate: Rate) -> anyhow::Result<Found> {
-    let servers = Servers::start()?;
+    let servers = Servers::start(None)?;
     let clients = runtime.block_on(servers.clients())?;
     let manager = start(&servers, rate)?;
-    let objects = clients.objects.as_ref();
-    let mut served = BTreeSet::new();
-    within(runtime, "the manager's start", limit(0), serve(objects, 0..1, &mut served))?;
-    served.clear();
+    let said = || process::tail(manager.log());
+    let objects = clients.ports.objects.as_ref();
+    within(runtime, "the manager's start", limit(0), serve(objects, 0..1, &AtomicUsize::new(0))).with_context(said)?;
     let meter = Meter::start(&servers, Some(manager.pid()))?;
+    let served = AtomicUsize::new(0);
+    let all = serve(objects, 1..nodes + 1, &served);
     match rate {
-        Rate::Raised => {
-            within(runtime, "the manager's grants", limit(nodes), serve(objects, 1..nodes + 1, &mut served))?;
-        }
-        Rate::Default => {
-            let all = serve(objects, 1..nodes + 1, &mut served);
-            match runtime.block_on(async { tokio::time::timeout(BOUND, all).await }) {
-                Ok(all) => all?,
-                Err(_bounded) => {}
-            }
-        }
+        Rate::Raised => within(runtime, "the manager's grants", limit(nodes), all).with_context(said)?,
+        Rate::Default => match runtime.block_on(async { tokio::time::timeout(BOUND, all).await }) {
+            Ok(all) => all?,
+            Err(_bounded) => {}
+        },
     }
     let mut cost = meter.stop()?;
-    if served.len() < usize::try_from(nodes)? {
-        let (part, all) = (u32::try_from(served.len())?, nodes);
-        cost.wall *= f64::from(all) / f64::from(part.max(1));
+    let served = u32::try_from(served.into_inner())?;
+    if served < nodes {
+        cost.wall *= f64::from(nodes) / f64::from(served.max(1));
     }
     manager.stop(Duration::from_secs(20))?;
-    Ok(Found { cost, served: served.len() })
+    Ok(Found { cost, served })
 }
 
-/// Makes Nodes and waits until each has its blocks.
-async fn serve(
-    objects: &dyn Objects,
-    numbers: std::ops::Range<u32>,
-    served: &mut BTreeSet<String>,
-) -> anyhow::Result<()> {
-    let enough = numbers.len();
-    let (first, mut events) = (super::servers::name(0), objects.watch(resources::NODE, &Scope::default()));
-    let alone = enough == 1;
-    let made = create_nodes(objects, numbers).try_for_each(async |_| Ok(()));
-    let seen = async {
-        while served.len() < enough {
-            let event = events.next().await.context("the watch of the Nodes ended")?;
-            if let Ok(ObjectEvent::Listed(node) | ObjectEvent::Applied(node)) = event
-                && has_blocks(&node)
-                && (alone || node.name() != first)
-            {
-                served.insert(node.name().to_owned());
-            }
-        }
-        Ok(())
-    };
-    futures::try_join!(made, seen).map(drop)
+/// Makes Nodes and waits until each has its blocks; `served` counts them on the way.
+async fn serve(objects: &dyn Objects, numbers: std::ops::Range<u32>, served: &AtomicUsize) -> anyhow::Result<()> {
+    let missing = numbers.clone().map(name).collect();
+    let made = make(objects, numbers, Made::Node).try_for_each(async |_| Ok(()));
+    futures::try_join!(made, until(objects, resources::NODE, missing, served, has_blocks)).map(drop)
 }
 
 fn has_blocks(node: &Object) -> bool {

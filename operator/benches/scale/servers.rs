@@ -3,6 +3,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use basal_crds::{
+    names::{Cluster, ClusterId, ClusterName},
+    resources::crds,
+};
 use basal_e2e::servers::{ApiServer, ApiServerOptions, Etcd, EtcdOptions, basal_users};
 use basal_kvstore::{
     config::{KvstoreOptions, Source},
@@ -10,33 +14,51 @@ use basal_kvstore::{
     kv::Kv,
 };
 use basal_objects::{
+    crd_install,
     kube::{KubeFlags, KubeObjects},
-    object::{Object, resources},
-    port::{Objects, Refusal},
+    object::Object,
+    port::Refusal,
 };
+use basal_operator::ports::Ports;
 use basal_runtime::{
     env::{SharedEnv, SystemEnv},
     outcome::Outcome,
 };
-use futures::{Stream, StreamExt as _, stream};
-use serde_json::json;
 use tokio::runtime::Runtime;
 
-/// Nodes that are made at the same time: twice as many as the operator writes at once, so that it never waits for them.
-const CREATES: usize = 64;
+/// Where claims are kept, and where nodes are made known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// In an etcd of Basal's own, with TLS and users as in production.
+    Etcd,
+    /// In custom resources; the CiliumNode's status is what makes a node known.
+    CustomResources,
+}
 
-/// kube-apiserver and its etcd, and Basal's etcd with TLS and users as in production. Each case has fresh ones.
+impl Store {
+    /// For people.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::CustomResources => "custom resources",
+        }
+    }
+}
+
+/// kube-apiserver with its etcd, and Basal's etcd where there is one. Each case has fresh ones.
 pub(crate) struct Servers {
     /// The API server.
     pub(crate) api: ApiServer,
     /// Basal's etcd.
-    pub(crate) etcd: Etcd,
+    pub(crate) etcd: Option<Etcd>,
 }
 
 impl Servers {
-    /// Starts them.
-    pub(crate) fn start() -> anyhow::Result<Self> {
-        let etcd = Etcd::start(EtcdOptions { tls: true, users: basal_users(), ..EtcdOptions::default() })?;
+    /// Starts them. Without a store of Basal's there is the API server alone.
+    pub(crate) fn start(store: Option<Store>) -> anyhow::Result<Self> {
+        let etcd = (store == Some(Store::Etcd))
+            .then(|| Etcd::start(EtcdOptions { tls: true, users: basal_users(), ..EtcdOptions::default() }))
+            .transpose()?;
         Ok(Self { api: ApiServer::start(ApiServerOptions::default())?, etcd })
     }
 
@@ -47,75 +69,33 @@ impl Servers {
     }
 
     /// The client file for Basal's etcd.
-    pub(crate) fn etcd_config(&self) -> anyhow::Result<PathBuf> {
-        self.etcd.client_config("basal-operator")
+    pub(crate) fn etcd_config(&self) -> anyhow::Result<Option<PathBuf>> {
+        self.etcd.as_ref().map(|etcd| etcd.client_config("basal-operator")).transpose()
     }
 
-    /// Clients of the bench.
+    /// Clients of the bench, which also makes the kinds, since its nodes come before an operator leads.
     pub(crate) async fn clients(&self) -> anyhow::Result<Clients> {
         let env: SharedEnv = Arc::new(SystemEnv);
         let flags = KubeFlags { k8s_kubeconfig_path: Some(self.kubeconfig()?), k8s_api_server_urls: Vec::new() };
         let objects = Arc::new(KubeObjects::connect(&flags, Arc::clone(&env)).await?);
-        let options = KvstoreOptions::new(Source::File(self.etcd_config()?));
+        let cluster = Cluster::new(ClusterName::new("default")?, ClusterId::new(0))?;
+        let definitions: Vec<Object> = crds().into_iter().map(|definition| Object(definition.object)).collect();
+        crd_install::install(objects.as_ref(), env.as_ref(), &definitions, Duration::from_secs(60)).await?;
+        let Some(config) = self.etcd_config()? else {
+            return Ok(Clients { ports: Ports::without_etcd(env, objects, cluster), kv: None });
+        };
+        let options = KvstoreOptions::new(Source::File(config));
         let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &options.load()?, Limits::from(&options)).await?);
-        Ok(Clients { env, objects, kv })
+        Ok(Clients { ports: Ports::new(env, objects, Arc::clone(&kv), cluster), kv: Some(kv) })
     }
 }
 
 /// Clients of the bench.
 pub(crate) struct Clients {
-    /// The surroundings.
-    pub(crate) env: SharedEnv,
-    /// The API server, at no pace.
-    pub(crate) objects: Arc<dyn Objects>,
+    /// The API server at no pace, and the ledger.
+    pub(crate) ports: Ports,
     /// Basal's etcd.
-    pub(crate) kv: Arc<dyn Kv>,
-}
-
-/// The name of a Node.
-pub(crate) fn name(number: u32) -> String {
-    format!("node-{number}")
-}
-
-/// The labels of a Node, as a kubelet sets them.
-pub(crate) fn labels(number: u32) -> [(&'static str, String); 5] {
-    [
-        ("kubernetes.io/hostname", name(number)),
-        ("kubernetes.io/os", "linux".to_owned()),
-        ("kubernetes.io/arch", "amd64".to_owned()),
-        ("topology.kubernetes.io/region", "r1".to_owned()),
-        ("topology.kubernetes.io/zone", format!("z{}", number % 3)),
-    ]
-}
-
-/// The InternalIPs of a Node, IPv4 and IPv6.
-pub(crate) fn addresses(number: u32) -> [String; 2] {
-    let (high, low) = (number >> 8, number & 0xff);
-    [format!("172.{}.{}.{low}", 16 + (high >> 8), high & 0xff), format!("fc00::{number:x}")]
-}
-
-/// Makes Nodes that no kubelet runs on, as fast as the API server takes them.
-pub(crate) fn create_nodes(
-    objects: &dyn Objects,
-    numbers: std::ops::Range<u32>,
-) -> impl Stream<Item = anyhow::Result<(u32, Object)>> {
-    let create = move |number| async move {
-        let [v4, v6] = addresses(number);
-        let labels: serde_json::Map<String, serde_json::Value> =
-            labels(number).into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-        let node = json!({
-            "apiVersion": "v1", "kind": "Node",
-            "metadata": { "name": name(number), "labels": labels },
-            "status": { "addresses": [
-                { "type": "InternalIP", "address": v4 },
-                { "type": "InternalIP", "address": v6 },
-                { "type": "Hostname", "address": name(number) },
-            ] },
-        });
-        let created = objects.create(resources::NODE, Object(node)).await;
-        Ok((number, done(created).with_context(|| format!("creating {}", name(number)))?))
-    };
-    stream::iter(numbers).map(create).buffer_unordered(CREATES)
+    pub(crate) kv: Option<Arc<dyn Kv>>,
 }
 
 /// The object of a write, which must have been carried out.
