@@ -176,6 +176,17 @@ pub struct Guard {
     pub cells: BTreeMap<CellId, Version>,
 }
 
+impl Guard {
+    /// Follows cells that a swap of the same term wrote since, with the claims in them as they were.
+    pub fn follow(&mut self, written: &BTreeMap<CellId, Version>) {
+        for (cell, version) in &mut self.cells {
+            if let Some(newer) = written.get(cell) {
+                *version = *newer;
+            }
+        }
+    }
+}
+
 /// The store of claims.
 ///
 /// A term begins so: win the Lease, [`Ledger::begin`], look at the Lease again, [`Ledger::take_fence`] with a fresh

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use basal_ipam::{
     allocator::{Allocator, Batch, BatchId, Next},
-    cell::CellId,
+    cell::{CellId, Version},
     ledger::{Limits, Loaded, SwapAnswer},
     names::{NodeName, NodeUid},
     prefix::PodCidr,
@@ -32,7 +32,7 @@ use super::{
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Observed, SeenNode, Valid},
-    plan::{Complaint, NodePlan, Plan, Site, Wait, holds, plan},
+    plan::{Action, Complaint, NodePlan, Plan, Site, Wait, holds, plan},
     records::Records,
     report::Reporter,
     validate::validate,
@@ -139,6 +139,14 @@ impl LedgerEnd {
             _ => None,
         }
     }
+
+    /// The cells that the batch wrote.
+    fn written(&self) -> Option<&BTreeMap<CellId, Version>> {
+        match &self.swapped {
+            Some((_, SwapAnswer::Done(cells))) => Some(cells),
+            _ => None,
+        }
+    }
 }
 
 impl Applied {
@@ -227,7 +235,12 @@ impl NodeController {
         let NodePlan { actions, complaints, wait, node, cilium_node } = plan;
         let mut written = Written::default();
         let mut failed = None;
-        for action in actions {
+        for mut action in actions {
+            // The plan was made before the batch was written, and that changed nothing of what the node holds: where it
+            // does, a plan writes no record.
+            if let (Action::Record { guard, .. }, Some(cells)) = (&mut action, ledger.written()) {
+                guard.follow(cells);
+            }
             if let Err(error) = act(&self.ports, &name, action, &mut written).await {
                 failed = Some(error);
                 break;

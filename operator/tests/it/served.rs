@@ -47,6 +47,25 @@ fn twenty_nodes_get_blocks_records_and_nothing_twice() {
     });
 }
 
+/// The nodes of a cell are served while claims of later ones are written into it.
+#[test]
+fn nodes_that_keep_coming_do_not_hold_up_each_other() {
+    const CHANGED: &str =
+        "basal_operator_controller_reconciled_total{controller=\"ciliumnode\",outcome=\"LedgerChanged\"}";
+    run(3, async |world, over| {
+        let setup = Setup::new(over, pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator_of(world, "a", setup.clone());
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        for n in 2..=60 {
+            add_node(world, &format!("n{n}"), n).await;
+        }
+        world.until("all nodes are served", LIMIT, |w| (1..=60).all(|n| is_served(w, &format!("n{n}")))).await?;
+        assert_eq!(setup.shown.value(CHANGED), 0);
+        Ok(())
+    });
+}
+
 #[test]
 fn what_somebody_changes_or_deletes_is_put_back() {
     run(2, async |world, over| {
