@@ -32,7 +32,6 @@ use crate::{metrics::OperatorMetrics, ports::Ports};
 /// What the operator was about to do, for events.
 const ALLOCATE: Reason = Reason::new("Allocate");
 const ADOPT: Reason = Reason::new("Adopt");
-const ASSIGNED: Reason = Reason::new("PodCIDRAssigned");
 const NOT_KEPT: Reason = Reason::new("PodCIDRNotKept");
 const PUBLISH: Reason = Reason::new("Publish");
 const SHARED: Reason = Reason::new("NodeAddressShared");
@@ -107,11 +106,9 @@ impl Reporter {
             if let Some(facts) = applied.seen.as_ref().filter(|_| applied.written.deleted) {
                 self.collected(name, facts);
             }
-            if let Some(blocks) = applied.written.handed_out.as_ref().filter(|blocks| !blocks.is_empty()) {
+            // No event: the CiliumNode shows its blocks, and thousands of nodes would make twice as many events of it.
+            if applied.written.handed_out.as_ref().is_some_and(|blocks| !blocks.is_empty()) {
                 self.metrics.granted();
-                let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
-                let note = format!("PodCIDRs {}", blocks.join(", "));
-                self.tell(views, name, node.clone(), EventType::Normal, ASSIGNED, ALLOCATE, &note);
             }
         }
         match &outcome {
