@@ -177,8 +177,12 @@ fn api_resource(resource: &Resource) -> ApiResource {
     }
 }
 
-/// An object with its kind and API version, which the items of a list lack.
+/// An object with its kind and API version, which the items of a list lack, and without its managed fields, which are
+/// often more than the rest of it: nobody reads them, and no write replaces them.
 fn typed(resource: &Resource, mut item: Value) -> Object {
+    if let Some(Value::Object(metadata)) = item.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
     if let Some(fields) = item.as_object_mut() {
         fields.entry("apiVersion").or_insert_with(|| resource.api_version().into());
         fields.entry("kind").or_insert_with(|| resource.kind.into());

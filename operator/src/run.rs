@@ -31,7 +31,9 @@ use crate::{
     duties::{self, DutySettings},
     ledger_state,
     metrics::OperatorMetrics,
-    node::{CiliumNodeFacts, Dangling, NodeController, NodeFacts, Reporter, Views, drift::FullPass, shared_address},
+    node::{
+        CiliumNodeFacts, Dangling, NodeController, NodeFacts, Packed, Reporter, Views, drift::FullPass, shared_address,
+    },
     pool_state,
     ports::Ports,
     term::{self, BeginError, Begun},
@@ -144,7 +146,7 @@ impl Operator {
             env.as_ref(),
             resources::NODE,
             &all,
-            NodeFacts::parse,
+            Packed::<NodeFacts>::new,
             guard("cache of Nodes"),
         );
         tasks.0.push(task);
@@ -153,7 +155,7 @@ impl Operator {
             env.as_ref(),
             resources::CILIUM_NODE,
             &all,
-            CiliumNodeFacts::parse,
+            Packed::<CiliumNodeFacts>::new,
             guard("cache of CiliumNodes"),
         );
         tasks.0.push(task);

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    node::{CiliumNodeFacts, NodeCore, NodeFacts, Site, endpoints::InUse},
+    node::{CiliumNodeFacts, Facts as _, NodeCore, NodeFacts, Site, endpoints::InUse},
     ports::Ports,
     store::StoreError,
 };

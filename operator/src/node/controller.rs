@@ -32,6 +32,7 @@ use super::{
     error::NodeError,
     facts::{CiliumNodeFacts, NodeFacts},
     observe::{Leftovers, Observed, SeenNode, Valid},
+    packed::{Facts, Packed},
     plan::{Action, Complaint, NodePlan, Plan, Site, Wait, holds, plan},
     records::Records,
     report::Reporter,
@@ -84,9 +85,9 @@ impl NodeCore {
 #[derive(Debug, Clone)]
 pub struct Views {
     /// Nodes.
-    pub nodes: Cache<NodeFacts>,
+    pub nodes: Cache<Packed<NodeFacts>>,
     /// CiliumNodes.
-    pub cilium_nodes: Cache<CiliumNodeFacts>,
+    pub cilium_nodes: Cache<Packed<CiliumNodeFacts>>,
     /// Node records in etcd.
     pub records: Records,
 }
@@ -159,6 +160,14 @@ impl Applied {
     }
 }
 
+/// What a cache's object says, or why it says nothing.
+fn facts<T: Facts>(cached: &Value<Packed<T>>) -> Result<T, String> {
+    match cached {
+        Value::Valid(packed) => packed.facts(),
+        Value::Invalid(why) => Err(why.clone()),
+    }
+}
+
 impl NodeController {
     /// A controller for the term that `core` was begun for.
     #[must_use]
@@ -169,20 +178,14 @@ impl NodeController {
 
     fn seen_node(&self, key: &ObjectKey) -> Option<SeenNode> {
         let cached = self.views.nodes.get(key).filter(|cached| !cached.deleting)?;
-        Some(match &cached.value {
-            Value::Valid(facts) => SeenNode::Present(facts.clone()),
-            Value::Invalid(why) => SeenNode::Invalid(why.clone()),
-        })
+        Some(facts(&cached.value).map_or_else(SeenNode::Invalid, SeenNode::Present))
     }
 
     async fn look(&self, name: &NodeName) -> Result<Observed, NodeError> {
         let key = ObjectKey::cluster(name.as_str());
         let record = self.views.records.get(name.as_str()).map(|seen| seen.value);
         if let Some(node) = self.seen_node(&key) {
-            let cilium_node = self.views.cilium_nodes.get(&key).map(|cached| match &cached.value {
-                Value::Valid(facts) => Ok(facts.clone()),
-                Value::Invalid(why) => Err(why.clone()),
-            });
+            let cilium_node = self.views.cilium_nodes.get(&key).map(|cached| facts(&cached.value));
             return Ok(Observed { node, cilium_node, record, leftovers: Leftovers::default() });
         }
         // The cache says that the Node is gone. Nothing is taken back on a cache's word.

@@ -1,4 +1,4 @@
-//! What the operator keeps of a Node and of a CiliumNode: enough to plan from, and no more, since there are thousands.
+//! What the operator reads of a Node and of a CiliumNode: enough to plan from, and no more.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,8 @@ use basal_crds::{
 use basal_ipam::names::{NodeName, NodeUid};
 use basal_objects::object::Object;
 use k8s_openapi::api::core::v1::Node;
+
+use super::packed::Facts;
 
 /// A Kubernetes Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,12 +27,12 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
 }
 
-impl NodeFacts {
-    /// Reads a Node. An address that does not parse is left out: kubelets list host names among them.
-    ///
-    /// # Errors
-    /// The field that does not parse.
-    pub fn parse(object: &Object) -> Result<Self, String> {
+impl Facts for NodeFacts {
+    const FIELDS: &[&str] =
+        &["/metadata/name", "/metadata/uid", "/metadata/resourceVersion", "/metadata/labels", "/status/addresses"];
+
+    /// An address that does not parse is left out: kubelets list host names among them.
+    fn parse(object: &Object) -> Result<Self, String> {
         let node: Node = object.parse().map_err(|error| error.to_string())?;
         let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
         let address = |a: k8s_openapi::api::core::v1::NodeAddress| {
@@ -69,12 +71,21 @@ pub struct CiliumNodeFacts {
     pub keep: bool,
 }
 
-impl CiliumNodeFacts {
-    /// Reads a CiliumNode.
-    ///
-    /// # Errors
-    /// The field that does not parse.
-    pub fn parse(object: &Object) -> Result<Self, String> {
+impl Facts for CiliumNodeFacts {
+    const FIELDS: &[&str] = &[
+        "/metadata/name",
+        "/metadata/uid",
+        "/metadata/resourceVersion",
+        "/metadata/generation",
+        "/metadata/labels",
+        "/metadata/annotations",
+        "/metadata/ownerReferences",
+        "/spec",
+        "/status/ipam/operator-status",
+        "/status/ipam/pod-cidrs",
+    ];
+
+    fn parse(object: &Object) -> Result<Self, String> {
         let mut node: CiliumNode = object.parse().map_err(|error| error.to_string())?;
         node.metadata.managed_fields = None;
         let status: NodeStatus = std::mem::take(&mut node.status);
@@ -97,7 +108,7 @@ impl CiliumNodeFacts {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{super::packed::Packed, *};
 
     #[test]
     fn a_node_keeps_its_ip_addresses_in_order() {
@@ -110,6 +121,7 @@ mod tests {
             ] },
         }));
         let facts = NodeFacts::parse(&object).unwrap();
+        assert_eq!(Packed::<NodeFacts>::new(&object).unwrap().facts().unwrap(), facts);
         let ips: Vec<String> = facts.addresses.iter().map(|a| a.ip.to_string()).collect();
         assert_eq!(ips, ["10.1.0.1", "fd00::1"]);
         assert_eq!(facts.labels["zone"], "a");
@@ -124,9 +136,13 @@ mod tests {
                 "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u1" }],
             },
             "spec": { "addresses": [{ "type": "InternalIP", "ip": "10.1.0.1" }], "ipam": { "podCIDRs": ["garbage"] } },
-            "status": { "ipam": { "operator-status": { "error": "old" } } },
+            "status": { "ipam": {
+                "operator-status": { "error": "old" },
+                "pod-cidrs": { "10.0.0.0/24": { "status": "in-use" } },
+            } },
         }));
         let facts = CiliumNodeFacts::parse(&object).unwrap();
+        assert_eq!(Packed::<CiliumNodeFacts>::new(&object).unwrap().facts().unwrap(), facts);
         assert_eq!((facts.pod_cidrs.as_slice(), facts.error.as_str()), (["garbage".to_owned()].as_slice(), "old"));
         assert_eq!((facts.owners.as_slice(), facts.keep), (["u1".to_owned()].as_slice(), true));
         assert_eq!(facts.object.spec.addresses.len(), 1);

@@ -253,6 +253,6 @@ fn status_seen(views: &Views, name: &NodeName, result: &Result<Applied, NodeErro
     Some(StatusSeen {
         uid: cached.uid.clone(),
         resource_version: cached.version.as_str().to_owned(),
-        error: cached.valid().map(|facts| facts.error.clone()),
+        error: cached.valid().and_then(|packed| packed.facts().ok()).map(|facts| facts.error),
     })
 }

@@ -101,8 +101,10 @@ impl Clash {
 /// The endpoints of the node of this name; none while it has no Node.
 fn endpoints_of(views: &Views, key: &ObjectKey) -> BTreeSet<IpAddr> {
     let cilium_node = views.nodes.get(key).and_then(|_| views.cilium_nodes.get(key));
-    let addresses: Vec<NodeAddress> =
-        cilium_node.as_ref().and_then(|cached| cached.valid()?.object.addresses().ok()).unwrap_or_default();
+    let addresses: Vec<NodeAddress> = cilium_node
+        .as_ref()
+        .and_then(|cached| cached.valid()?.facts().ok()?.object.addresses().ok())
+        .unwrap_or_default();
     Family::ALL.into_iter().filter_map(|family| node_ip(&addresses, family)).collect()
 }
 
