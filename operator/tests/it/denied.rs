@@ -11,7 +11,7 @@ use basal_runtime::outcome::Outcome;
 use futures::stream::BoxStream;
 
 use crate::cluster::{
-    LIMIT, Over, Setup, add_node, cilium_nodes, confirmed, is_served, operator_of, pool, run, run_over,
+    LIMIT, LastReadiness, Over, Setup, add_node, cilium_nodes, confirmed, is_served, operator_of, pool, run, run_over,
 };
 
 /// Verb, resource and subresource of requests that are denied.
