@@ -18,6 +18,8 @@ pub enum Source {
     Record,
     /// `status.ipam.pod-cidrs` of a CiliumNode, by which agents without etcd know that they may use a block.
     Confirmation,
+    /// Pods that run with addresses of it.
+    Pods,
 }
 
 impl fmt::Display for Source {
@@ -27,6 +29,7 @@ impl fmt::Display for Source {
             Self::Spec => f.write_str("its CiliumNode"),
             Self::Record => f.write_str("its node record"),
             Self::Confirmation => f.write_str("the confirmation in its CiliumNode"),
+            Self::Pods => f.write_str("its pods"),
         }
     }
 }

@@ -33,7 +33,7 @@ impl Run {
     #[must_use]
     pub fn calls(&self, fault: Fault) -> BTreeSet<u64> {
         let number = |entry: &Entry| match &entry.what {
-            What::Call { call, .. } if call.write || fault.concerns_reads() => call.number,
+            What::Call { call, .. } if fault.concerns(call) => call.number,
             _ => None,
         };
         self.trace.iter().filter_map(number).collect()

@@ -8,14 +8,19 @@
 //! answer, the real servers answer too.
 
 pub mod conformance;
+mod dice;
+mod disturb;
 pub mod explore;
 pub mod fault;
 mod faulty;
 mod gate;
 pub mod kv;
+pub mod laboratory;
 pub mod objects;
 pub mod process;
 pub mod safety;
 pub mod store;
+mod text;
 pub mod trace;
+pub mod workload;
 pub mod world;

@@ -58,7 +58,7 @@ impl SimEnv {
 
 impl Env for SimEnv {
     fn now(&self) -> Timestamp {
-        self.world.now()
+        self.world.clock_of(&self.id.name)
     }
 
     fn random_u64(&self) -> u64 {

@@ -101,6 +101,15 @@ impl<V: Clone> Store<V> {
         Ok(Self { revision, compacted: revision, live, log: Vec::new() })
     }
 
+    /// The store as it was at an earlier revision, with its log: what a snapshot of that moment holds.
+    ///
+    /// # Errors
+    /// When that revision is compacted away or not reached yet.
+    pub fn snapshot_at(&self, revision: Revision) -> Result<Self, NoSuchRevision> {
+        let end = self.log.partition_point(|change| change.revision <= revision);
+        Ok(Self { compacted: self.compacted, log: self.log[..end].to_vec(), ..self.at(revision)? })
+    }
+
     /// Every change from a revision on, that one included, oldest first.
     ///
     /// # Errors

@@ -50,6 +50,20 @@ pub struct Call {
     pub request: String,
 }
 
+impl Call {
+    /// Whether it concerns the Lease of a leader election.
+    #[must_use]
+    pub fn is_for_lease(&self) -> bool {
+        self.port == Port::Objects && self.request.contains(" leases ")
+    }
+
+    /// Whether it only asks if a server is there.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.request == "range cilium/.heartbeat"
+    }
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

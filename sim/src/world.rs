@@ -13,7 +13,7 @@ use basal_runtime::{
     env::{Env as _, SeededEnv, SharedEnv, TaskFuture, spawn_on_tokio},
     sync::lock,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -101,6 +101,8 @@ struct Process {
     stop: CancellationToken,
     program: Program,
     restart: Restart,
+    /// It was asked to stop, so it does not start again.
+    stopped: bool,
 }
 
 #[derive(Default)]
@@ -112,6 +114,12 @@ struct State {
     trouble: Option<Trouble>,
     /// The stores' revisions when the invariant was looked at last.
     looked_at: (Revision, Revision),
+    /// How far the wall clock of each process is off.
+    clocks: BTreeMap<String, SignedDuration>,
+    /// How often etcd was put back.
+    rollbacks: u64,
+    /// Whether the time of faults is over.
+    calm: bool,
 }
 
 struct Inner {
@@ -175,10 +183,28 @@ impl World {
         &self.0.objects
     }
 
-    /// The wall clock.
+    /// The wall clock of a process.
+    pub(crate) fn clock_of(&self, name: &str) -> Timestamp {
+        let off = lock(&self.0.state).clocks.get(name).copied().unwrap_or_default();
+        self.0.clock.now().saturating_add(off).unwrap_or(Timestamp::MAX)
+    }
+
+    pub(crate) fn move_clock(&self, name: &str, by: SignedDuration) {
+        let mut state = lock(&self.0.state);
+        let off = state.clocks.entry(name.to_owned()).or_default();
+        *off = off.saturating_add(by);
+    }
+
+    /// Notes that etcd was put back to an earlier state.
+    pub(crate) fn rolled_back(&self) {
+        lock(&self.0.state).rollbacks += 1;
+    }
+
+    /// How often etcd was put back to an earlier state. What was promised since that state is void then: a watcher has to
+    /// take the new state as it is.
     #[must_use]
-    pub fn now(&self) -> Timestamp {
-        self.0.clock.now()
+    pub fn rollbacks(&self) -> u64 {
+        lock(&self.0.state).rollbacks
     }
 
     /// A whole number out of a range, from the seed.
@@ -205,16 +231,21 @@ impl World {
         F: Future<Output = ()> + Send + 'static,
     {
         let program: Program = Arc::new(move |ports| -> TaskFuture { Box::pin(program(ports)) });
-        let process =
-            Process { incarnation: 0, gate: Arc::default(), stop: CancellationToken::new(), program, restart };
-        lock(&self.0.state).processes.insert(name.to_owned(), process);
+        self.kill(name);
+        let mut state = lock(&self.0.state);
+        // One that was there before leaves its number, so that no two incarnations are called the same.
+        let incarnation = state.processes.get(name).map_or(0, |before| before.incarnation);
+        let (gate, stop) = (Arc::default(), CancellationToken::new());
+        let process = Process { incarnation, gate, stop, program, restart, stopped: false };
+        state.processes.insert(name.to_owned(), process);
+        drop(state);
         self.launch(name);
     }
 
     fn launch(&self, name: &str) {
         let (program, ports, gate) = {
             let mut state = lock(&self.0.state);
-            let Some(process) = state.processes.get_mut(name) else { return };
+            let Some(process) = state.processes.get_mut(name).filter(|process| !process.stopped) else { return };
             process.incarnation += 1;
             process.gate = Arc::default();
             process.stop = CancellationToken::new();
@@ -300,21 +331,33 @@ impl World {
     /// Pauses a process for a while.
     pub(crate) fn stall(&self, name: &str, time: Duration) {
         self.pause(name);
-        let (world, name) = (self.clone(), name.to_owned());
+        let name = name.to_owned();
+        self.later(time, move |world| world.resume(&name));
+    }
+
+    /// Does something so much later.
+    pub(crate) fn later(&self, time: Duration, act: impl FnOnce(&Self) + Send + 'static) {
+        let world = self.clone();
         let task = async move {
             tokio::time::sleep(time).await;
-            world.resume(&name);
+            act(&world);
         };
-        drop(spawn_on_tokio("stall", Box::pin(task)));
+        drop(spawn_on_tokio("later", Box::pin(task)));
     }
 
     /// Asks a process to stop, as SIGTERM does. It does not start again.
     pub fn stop(&self, name: &str) {
         let mut state = lock(&self.0.state);
         if let Some(process) = state.processes.get_mut(name) {
-            process.restart = Restart::Never;
+            process.stopped = true;
             process.stop.cancel();
         }
+    }
+
+    /// Whether a process runs, paused or not.
+    #[must_use]
+    pub fn runs(&self, name: &str) -> bool {
+        self.with_process(name, |_, process| !process.gate.is_dead()).unwrap_or(false)
     }
 
     /// The end of an incarnation, unless it ended before.
@@ -330,12 +373,13 @@ impl World {
         };
         self.note(Some(id), how.to_owned());
         if let Restart::After(pause) = restart {
-            let (world, name) = (self.clone(), id.name.clone());
-            let task = async move {
-                tokio::time::sleep(pause).await;
-                world.launch(&name);
-            };
-            drop(spawn_on_tokio("restart", Box::pin(task)));
+            let ended = id.clone();
+            self.later(pause, move |world| {
+                // Somebody may have started another program under this name meanwhile.
+                if world.with_process(&ended.name, |id, _| *id == ended) == Some(true) {
+                    world.launch(&ended.name);
+                }
+            });
         }
     }
 
@@ -345,7 +389,13 @@ impl World {
     pub(crate) fn number(&self) -> (u64, Option<Fault>) {
         let mut state = lock(&self.0.state);
         state.calls += 1;
-        (state.calls, self.0.options.plan.fault(state.calls))
+        let fault = self.0.options.plan.fault(state.calls).filter(|_| !state.calm);
+        (state.calls, fault)
+    }
+
+    /// Nothing goes wrong any more, whatever the plan says.
+    pub(crate) fn calm(&self) {
+        lock(&self.0.state).calm = true;
     }
 
     fn record(&self, who: Option<&ProcessId>, what: What) {
@@ -381,7 +431,7 @@ impl World {
     }
 
     /// Looks at the stores if they changed since.
-    fn look(&self) {
+    pub(crate) fn look(&self) {
         let revisions = self.revisions();
         let taken = {
             let mut state = lock(&self.0.state);
@@ -412,6 +462,11 @@ impl World {
     #[must_use]
     pub fn trace(&self) -> Vec<Entry> {
         lock(&self.0.state).trace.clone()
+    }
+
+    /// The trace so far, taken out.
+    pub(crate) fn take_trace(&self) -> Vec<Entry> {
+        std::mem::take(&mut lock(&self.0.state).trace)
     }
 
     /// What replays this run, and its last `lines` lines.

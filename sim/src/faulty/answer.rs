@@ -12,6 +12,13 @@ pub(super) trait Answer: Send + 'static {
     fn unavailable() -> Self;
     /// The server asks for a pause.
     fn throttled() -> Self;
+    /// The server says that what the request was made from changed; `None` for a request that it cannot say that of.
+    fn conflict() -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
     /// For the trace.
     fn text(&self) -> String;
 }
@@ -33,6 +40,13 @@ pub(super) trait NotDone: Display + Send + 'static {
     fn unavailable(why: &str) -> Self;
     /// The server asks for a pause.
     fn throttled() -> Self;
+    /// The server says that what the request was made from changed, where it can.
+    fn conflict() -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 /// A read that got lost and one that was not taken look alike.
@@ -68,6 +82,10 @@ impl<T: Told, R: NotDone> Answer for Outcome<T, R> {
 
     fn throttled() -> Self {
         Self::Refused(R::throttled())
+    }
+
+    fn conflict() -> Option<Self> {
+        R::conflict().map(Self::Refused)
     }
 
     fn text(&self) -> String {

@@ -11,8 +11,9 @@ use basal_runtime::outcome::Outcome;
 use futures::{FutureExt as _, future, stream::BoxStream};
 
 use super::{
-    AfterError, Faulty, Request,
+    Faulty, Request,
     answer::{NotDone, Told},
+    watch::Kind,
 };
 use crate::trace::{Call, Port, digest};
 
@@ -45,14 +46,17 @@ impl<P: Kv> Kv for Faulty<P> {
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> BoxStream<'static, Result<WatchBatch, KvError>> {
-        self.wire.watch(
-            Port::Kv,
-            format!("watch {prefix} from {from}"),
-            self.server.watch(prefix, from),
-            batch_text,
-            || KvError::Unavailable("lost on the way".to_owned()),
-            AfterError::Ends,
-        )
+        let kind = Kind {
+            port: Port::Kv,
+            text: batch_text,
+            error: || KvError::Unavailable("lost on the way".to_owned()),
+            // etcd numbers what it sends.
+            can_be_lost: |_| false,
+            goes_on: false,
+        };
+        let (server, asked) = (self.server(), prefix.to_owned());
+        let open = move || server.watch(&asked, from);
+        self.wire.watch(kind, format!("watch {prefix} from {from}"), Box::new(open))
     }
 
     async fn lease_grant(&self, ttl: Duration) -> Outcome<Lease, KvRefusal> {

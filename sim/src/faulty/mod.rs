@@ -5,20 +5,19 @@
 
 mod answer;
 mod kv;
+pub(crate) mod line;
 mod objects;
+mod watch;
 
 use std::{sync::Arc, time::Duration};
 
 use basal_runtime::env::spawn_on_tokio;
-use futures::{
-    Stream, StreamExt as _,
-    future::{self, BoxFuture},
-    stream::{self, BoxStream},
-};
+use futures::future::{self, BoxFuture};
 use tokio::sync::oneshot;
 
 use answer::Answer;
 
+use self::line::Line;
 use crate::{
     fault::Fault,
     gate::Gate,
@@ -52,13 +51,6 @@ struct Request<A> {
     overtaking: BoxFuture<'static, ()>,
 }
 
-/// What becomes of a watch after an error.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AfterError {
-    Ends,
-    GoesOn,
-}
-
 /// The wire of one process.
 #[derive(Clone)]
 pub(crate) struct Wire {
@@ -66,6 +58,7 @@ pub(crate) struct Wire {
     id: ProcessId,
     /// `None` for the scenario's own calls: they do not go wrong and take no time.
     gate: Option<Arc<Gate>>,
+    line: Arc<Line>,
 }
 
 /// A call that is about to leave.
@@ -76,11 +69,11 @@ struct Departure {
 
 impl Wire {
     pub(crate) fn of_process(world: World, id: ProcessId, gate: Arc<Gate>) -> Self {
-        Self { world, id, gate: Some(gate) }
+        Self { world, id, gate: Some(gate), line: Arc::default() }
     }
 
     pub(crate) fn of_user(world: World, id: ProcessId) -> Self {
-        Self { world, id, gate: None }
+        Self { world, id, gate: None, line: Arc::default() }
     }
 
     /// Numbers a call; `None` when the process is dead, or dies instead of making it.
@@ -91,12 +84,15 @@ impl Wire {
         }
         let (number, fault) = self.world.number();
         call.number = Some(number);
-        let fault = fault.filter(|fault| call.write || fault.concerns_reads());
+        let fault = fault.filter(|fault| fault.concerns(&call));
         if fault == Some(Fault::CrashBefore) {
             self.world
                 .note(Some(&self.id), format!("#{number} {} {} [{}]", call.port, call.request, Fault::CrashBefore));
             self.world.end(&self.id, "is killed");
             return None;
+        }
+        if let Some(fault) = fault.filter(|fault| fault.is_in_the_world()) {
+            self.world.disturb(&self.id, &self.line, fault, number);
         }
         Some(Departure { call, fault })
     }
@@ -119,6 +115,12 @@ impl Wire {
         }
         let (there, back) = (self.time(), self.time());
         let late = if let Some(Fault::Delay(time)) = fault { time } else { Duration::ZERO };
+        let late = if call.is_for_lease() { late + self.line.lease_delay() } else { late };
+        let loses_answer = match fault {
+            Some(Fault::LoseAnswer) => true,
+            Some(Fault::NewEtcdLeader) => call.port == Port::Kv,
+            _ => false,
+        };
         let (sender, receiver) = oneshot::channel();
         let wire = self.clone();
         let journey = async move {
@@ -131,6 +133,10 @@ impl Wire {
                 Some(Fault::LoseRequest) => A::lost(),
                 Some(Fault::Unavailable) => A::unavailable(),
                 Some(Fault::Throttle) => A::throttled(),
+                Some(Fault::Conflict) => match A::conflict() {
+                    Some(conflict) => conflict,
+                    None => effect.await,
+                },
                 _ => effect.await,
             };
             let changed = wire.world.revisions() != before;
@@ -139,7 +145,7 @@ impl Wire {
                 wire.world.end(&wire.id, "is killed");
             }
             travel(back).await;
-            let answer = if fault == Some(Fault::LoseAnswer) { A::lost() } else { answer };
+            let answer = if loses_answer { A::lost() } else { answer };
             // The sender may have given up, or died.
             sender.send(answer).map_or_else(drop, drop);
         };
@@ -149,61 +155,6 @@ impl Wire {
             // The runtime is going away.
             Err(_) => future::pending().await,
         }
-    }
-
-    /// Opens a watch. `error` makes the port's error that stands for a watch that could not be opened.
-    fn watch<T, E>(
-        &self,
-        port: Port,
-        request: String,
-        server: impl Stream<Item = Result<T, E>> + Send + 'static,
-        text: fn(&T) -> String,
-        error: fn() -> E,
-        after_error: AfterError,
-    ) -> BoxStream<'static, Result<T, E>>
-    where
-        T: Send + 'static,
-        E: Send + ToString + 'static,
-    {
-        let call = Call { number: None, port, write: false, request };
-        let Some(Departure { call, fault }) = self.depart(call) else { return stream::pending().boxed() };
-        let number = call.number;
-        let opened = fault.is_none_or(|fault| matches!(fault, Fault::CrashAfter | Fault::Delay(_) | Fault::Stall(_)));
-        self.world.answered(&self.id, call, if opened { "open" } else { "not opened" }.to_owned(), fault, false);
-        if fault == Some(Fault::CrashAfter) {
-            self.world.end(&self.id, "is killed");
-            return stream::pending().boxed();
-        }
-        let late = match fault {
-            Some(Fault::Delay(time)) => time,
-            Some(Fault::Stall(time)) => {
-                self.world.stall(&self.id.name, time);
-                time
-            }
-            _ => Duration::ZERO,
-        };
-        let delay = stream::once(travel(late)).filter_map(|()| future::ready(None));
-        let items = if opened {
-            delay.chain(server).boxed()
-        } else if after_error == AfterError::Ends {
-            stream::once(future::ready(Err(error()))).boxed()
-        } else {
-            stream::once(future::ready(Err(error()))).chain(server).boxed()
-        };
-        let wire = self.clone();
-        items
-            .then(move |item| {
-                let wire = wire.clone();
-                async move {
-                    if wire.gate.is_some() {
-                        travel(Duration::from_millis(wire.world.draw(&wire.world.latency().watch))).await;
-                    }
-                    let line = item.as_ref().map_or_else(|error| format!("error: {}", error.to_string()), text);
-                    wire.world.delivered(&wire.id, number, line);
-                    item
-                }
-            })
-            .boxed()
     }
 }
 

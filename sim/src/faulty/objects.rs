@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use basal_objects::{
-    object::{Object, ObjectKey, Resource},
+    object::{Object, ObjectKey, Resource, resources},
     port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
 };
 use basal_runtime::outcome::Outcome;
@@ -13,11 +13,12 @@ use futures::{
     future::{self, BoxFuture},
     stream::BoxStream,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    AfterError, Faulty, Request,
+    Faulty, Request,
     answer::{NotDone, Told},
+    watch::Kind,
 };
 use crate::trace::{Call, Port, digest};
 
@@ -48,22 +49,25 @@ impl<P: Objects> Objects for Faulty<P> {
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
-        self.wire.watch(
-            Port::Objects,
-            format!("watch {} {}", resource.plural, scope_text(scope)),
-            self.server.watch(resource, scope),
-            event_text,
-            || ReadError::Unavailable("lost on the way".to_owned()),
-            AfterError::GoesOn,
-        )
+        let kind = Kind {
+            port: Port::Objects,
+            text: event_text,
+            error: || ReadError::Unavailable("lost on the way".to_owned()),
+            can_be_lost: |event| matches!(event, ObjectEvent::Applied(_) | ObjectEvent::Deleted(_)),
+            goes_on: true,
+        };
+        let request = format!("watch {} {}", resource.plural, scope_text(scope));
+        let (server, scope) = (self.server(), scope.clone());
+        self.wire.watch(kind, request, Box::new(move || server.watch(resource, &scope)))
     }
 
     async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
         let body = digest(object.0.to_string().as_bytes());
         let call = call(true, format!("create {} {} {body}", resource.plural, object.key()));
+        let overtaking = create_first(self.server(), resource, &object);
         let server = self.server();
         let effect = async move { server.create(resource, object).await }.boxed();
-        self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
+        self.wire.call(Request { call, effect, overtaking }).await
     }
 
     async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
@@ -100,6 +104,20 @@ fn overtake<P: Objects>(server: Arc<P>, resource: Resource, key: &ObjectKey) -> 
         drop(server.patch(resource, &key, patch).await);
     }
     .boxed()
+}
+
+/// Makes an object of the same name: an agent, for example, makes its own CiliumNode, with its addresses and without
+/// blocks.
+fn create_first<P: Objects>(server: Arc<P>, resource: Resource, object: &Object) -> BoxFuture<'static, ()> {
+    let mut first = object.clone();
+    if resource == resources::CILIUM_NODE
+        && let Some(Value::Object(spec)) = first.0.get_mut("spec")
+    {
+        spec.shift_remove("ipam");
+    } else if resource == resources::LEASE {
+        first.0["spec"] = json!({});
+    }
+    async move { drop(server.create(resource, first).await) }.boxed()
 }
 
 // Texts for the trace.
@@ -161,5 +179,9 @@ impl NotDone for Refusal {
 
     fn throttled() -> Self {
         Self::TooManyRequests { retry_after: Some(PAUSE) }
+    }
+
+    fn conflict() -> Option<Self> {
+        Some(Self::Conflict("by the word of the server".to_owned()))
     }
 }

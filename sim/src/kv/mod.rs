@@ -146,6 +146,36 @@ impl ModelKv {
         ended
     }
 
+    /// Ends every lease.
+    pub fn expire_leases(&self) {
+        let mut state = self.state();
+        for id in state.leases.keys().copied().collect::<Vec<_>>() {
+            state.end_lease(id);
+        }
+        drop(state);
+        self.server.changed.notify_waiters();
+    }
+
+    /// Puts the content back to what it was so many revisions ago, as far as the history goes back; with `restored` as
+    /// `etcdutl snapshot restore` does it, that is with another cluster id. Leases that keys hang on live again, for the
+    /// longest time that etcd was asked for. Open watches break.
+    pub fn roll_back(&self, revisions: Revision, restored: bool) {
+        let mut state = self.state();
+        let wanted = (state.store.revision() - revisions).max(1);
+        let now = state.store.revision();
+        let Ok(store) = state.store.snapshot_at(wanted).or_else(|_| state.store.snapshot_at(now)) else { return };
+        let ttl = state.leases.values().map(|lease| lease.ttl).max().unwrap_or(MIN_LEASE);
+        let ends = Instant::now() + ttl;
+        for (_, stored) in store.scan("", "").filter(|(_, stored)| stored.lease != 0) {
+            state.leases.entry(stored.lease).or_insert(LeaseState { ttl, ends });
+        }
+        state.store = store;
+        state.cluster_id += u64::from(restored);
+        state.watch_epoch += 1;
+        drop(state);
+        self.server.changed.notify_waiters();
+    }
+
     /// Breaks every open watch with `Unavailable`.
     pub fn cut_watches(&self) {
         self.state().watch_epoch += 1;

@@ -9,6 +9,7 @@ mod writes;
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -20,7 +21,7 @@ use basal_objects::{
 use basal_runtime::{env::SharedEnv, outcome::Outcome, sync::lock};
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use self::{kinds::Facts, selector::Selector, writes::Effect};
 use crate::store::{NoSuchRevision, Store};
@@ -51,6 +52,15 @@ struct State {
     store: Store<Arc<Value>>,
     /// Raised when all watches are cut.
     watch_epoch: u64,
+    /// The cache that watches are served from, while it is behind.
+    old_cache: Option<OldCache>,
+}
+
+/// A watch cache that stands still.
+#[derive(Debug, Clone, Copy)]
+struct OldCache {
+    revision: Revision,
+    until: Instant,
 }
 
 impl std::fmt::Debug for ModelObjects {
@@ -191,7 +201,12 @@ impl ModelObjects {
         Ok(object)
     }
 
-    fn patch_now(&self, resource: &Resource, key: &ObjectKey, patch: &MergePatch) -> Result<Object, Refusal> {
+    pub(crate) fn patch_now(
+        &self,
+        resource: &Resource,
+        key: &ObjectKey,
+        patch: &MergePatch,
+    ) -> Result<Object, Refusal> {
         let mut state = self.state();
         let facts = state.writable(resource)?;
         let (path, old) = state.existing(resource, key)?;
@@ -259,6 +274,19 @@ impl ModelObjects {
     /// Breaks every open watch: each lists again.
     pub fn cut_watches(&self) {
         self.state().watch_epoch += 1;
+        self.server.changed.notify_waiters();
+    }
+
+    /// Breaks every open watch: each lists again, at an API server whose cache is so many changes behind and stays there
+    /// for a while. Reads and lists go to the store, as ever.
+    pub fn fail_over(&self, changes: Revision, stays: Duration) {
+        let mut state = self.state();
+        let revision = (state.store.revision() - changes).max(1);
+        // A history that does not reach back so far has no older state to show.
+        let known = state.store.changes_since(revision).is_ok();
+        state.old_cache = known.then(|| OldCache { revision, until: Instant::now() + stays });
+        state.watch_epoch += 1;
+        drop(state);
         self.server.changed.notify_waiters();
     }
 

@@ -12,8 +12,9 @@ use futures::{
     stream::{self, BoxStream},
 };
 use serde_json::Value;
+use tokio::time::Instant;
 
-use super::{ModelObjects, State, kinds, selector::Selector, stamped};
+use super::{ModelObjects, OldCache, State, kinds, selector::Selector, stamped};
 use crate::store::{Change, NoSuchRevision};
 
 struct Watch {
@@ -53,37 +54,49 @@ impl Watch {
         loop {
             let objects = self.objects.clone();
             let changed = objects.server.changed.notified();
-            self.look(&objects.state());
-            match self.ready.pop_front() {
-                Some(item) => return item,
-                None => changed.await,
+            let old = {
+                let state = objects.state();
+                let old = state.old_cache.filter(|cache| Instant::now() < cache.until);
+                self.look(&state, old);
+                old
+            };
+            match (self.ready.pop_front(), old) {
+                (Some(item), _) => return item,
+                (None, None) => changed.await,
+                // Running into the time-out is as good as a change: the cache goes on.
+                (None, Some(old)) => tokio::time::timeout_at(old.until, changed).await.unwrap_or_default(),
             }
         }
     }
 
-    fn look(&mut self, state: &State) {
+    fn look(&mut self, state: &State, old: Option<OldCache>) {
         if !self.ready.is_empty() {
             return;
         }
         match self.place {
-            Place::Outside => self.list(state),
-            Place::Failed(revision) if revision != state.store.revision() => self.list(state),
+            Place::Outside => self.list(state, old),
+            Place::Failed(revision) if revision != state.store.revision() => self.list(state, old),
             Place::Failed(_) => {}
-            Place::Inside { epoch, .. } if epoch != state.watch_epoch => self.list(state),
+            Place::Inside { epoch, .. } if epoch != state.watch_epoch => self.list(state, old),
+            Place::Inside { .. } if old.is_some() => {}
             Place::Inside { next, .. } => match self.changes(state, next) {
                 Ok(()) => self.place = Place::Inside { next: state.store.revision() + 1, epoch: state.watch_epoch },
-                Err(_gone) => self.list(state),
+                Err(_gone) => self.list(state, None),
             },
         }
     }
 
-    fn list(&mut self, state: &State) {
-        match state.list(&self.resource, &self.scope) {
+    fn list(&mut self, state: &State, old: Option<OldCache>) {
+        let earlier = old.and_then(|old| Some(State { store: state.store.at(old.revision).ok()?, ..State::default() }));
+        // A server that does not know the kind yet has no cache of it, and asks the store.
+        let earlier = earlier.filter(|earlier| earlier.facts(&self.resource).is_ok());
+        let shown = earlier.as_ref().unwrap_or(state);
+        match shown.list(&self.resource, &self.scope) {
             Ok(items) => {
                 self.ready.push_back(Ok(ObjectEvent::Restarted));
                 self.ready.extend(items.into_iter().map(|object| Ok(ObjectEvent::Listed(object))));
                 self.ready.push_back(Ok(ObjectEvent::InSync));
-                self.place = Place::Inside { next: state.store.revision() + 1, epoch: state.watch_epoch };
+                self.place = Place::Inside { next: shown.store.revision() + 1, epoch: state.watch_epoch };
             }
             Err(error) => {
                 self.ready.push_back(Err(error));

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod disturb;
 mod explorer;
 mod faults;
+mod laboratory;
 mod object_ledger;
 mod real_apiserver;
 mod real_etcd;

@@ -205,7 +205,7 @@ impl Seen {
     fn suspect(&self, holding: Holding) -> Suspect {
         let (mut revision, mut cell) = (0, None);
         match holding.source {
-            Source::Spec | Source::Confirmation => {}
+            Source::Spec | Source::Confirmation | Source::Pods => {}
             Source::Record => revision = self.records.get(&holding.node).map_or(0, |(revision, _)| *revision),
             Source::Claim(_) => {
                 let holds = |stored: &StoredCell| {
