@@ -232,7 +232,7 @@ impl Allocator {
     /// # Errors
     /// [`Refusal::OtherUid`], [`Refusal::Busy`] or [`Refusal::CellUnusable`]; nothing is released then.
     pub fn release(&mut self, node: &NodeName, uid: Option<&NodeUid>) -> Result<Vec<PodCidr>, Refusal> {
-        if self.busy.contains_key(node) {
+        if self.is_changing(node) {
             return Err(Refusal::Busy { node: node.clone() });
         }
         let held: Vec<(PodCidr, Block)> = Family::ALL
@@ -319,6 +319,12 @@ impl Allocator {
                 Some(Claim { at: *at, cell, block, confirmed })
             })
             .collect()
+    }
+
+    /// Whether a change of the node is not in the ledger yet.
+    #[must_use]
+    pub fn is_changing(&self, node: &NodeName) -> bool {
+        self.busy.contains_key(node)
     }
 
     /// The blocks that the ledger holds for a node to use, IPv4 first.

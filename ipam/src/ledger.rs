@@ -60,6 +60,44 @@ pub struct Loaded {
     pub strays: Vec<String>,
 }
 
+/// The newest version of each cell that was seen during a term. A store that shows an older one later, or none, was put
+/// back, or somebody deleted the cell: nothing that was read before counts then. This notices what the store's own counter
+/// does not tell any more once it has caught up.
+#[derive(Debug, Clone, Default)]
+pub struct SeenCells(BTreeMap<CellId, Version>);
+
+impl SeenCells {
+    /// Notes that a cell was there at a version.
+    pub fn note(&mut self, id: CellId, version: Version) {
+        let newest = self.0.entry(id).or_insert(version);
+        *newest = (*newest).max(version);
+    }
+
+    /// Compares what was loaded with what was seen before, and notes it.
+    ///
+    /// # Errors
+    /// The cell that is older than it was, or gone.
+    pub fn follow(&mut self, loaded: &Loaded) -> Result<(), String> {
+        for (id, seen) in &self.0 {
+            // Answers may overtake each other: what was read before the cell was written proves nothing.
+            if loaded.mark.revision < seen.0 {
+                continue;
+            }
+            let now = loaded.cells.get(id).map(|stored| stored.version).filter(|now| *now != Version::ABSENT);
+            match now {
+                None => return Err(format!("the record of cell {id} was deleted")),
+                Some(now) if now < *seen => {
+                    return Err(format!("cell {id} was at version {} and is at {}", seen.0, now.0));
+                }
+                Some(_) => {}
+            }
+        }
+        let there = loaded.cells.iter().filter(|(_, stored)| stored.version != Version::ABSENT);
+        there.for_each(|(id, stored)| self.note(*id, stored.version));
+        Ok(())
+    }
+}
+
 /// One change that a watch saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LedgerChange {

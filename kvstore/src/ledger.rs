@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use basal_ipam::{
     cell::{Cell, CellId, Version},
     ledger::{
-        CellSwap, FenceAnswer, FenceSeen, Ledger, LedgerChange, LedgerError, Limits, Loaded, Mark, StoredCell,
-        SwapAnswer, SwapRefusal, check_batch,
+        CellSwap, FenceAnswer, FenceSeen, Ledger, LedgerChange, LedgerError, Limits, Loaded, Mark, SeenCells,
+        StoredCell, SwapAnswer, SwapRefusal, check_batch,
     },
     names::TermId,
 };
@@ -48,8 +48,10 @@ const PAGE: i64 = 64;
 
 /// The ledger of one cluster in etcd.
 ///
-/// It remembers the newest header that it saw since the term began. A header of another etcd cluster, or a revision
-/// older than one seen before the request was sent, tells that the store was replaced or restored.
+/// It remembers the newest header that it saw since the term began, and the newest version of each cell. A header of another
+/// etcd cluster, a revision older than one seen before the request was sent, or a cell that is older than it was tells that
+/// the store was replaced or restored. So does a cell that is gone: claims in it are read from CiliumNodes again, by the term
+/// that comes next, and never taken for none.
 pub struct EtcdLedger {
     kv: Arc<dyn Kv>,
     keys: LedgerKeys,
@@ -60,6 +62,7 @@ pub struct EtcdLedger {
 #[derive(Debug, Clone, Default)]
 struct History {
     newest: Option<Header>,
+    cells: SeenCells,
     /// Why the store is not what it was.
     replaced: Option<String>,
 }
@@ -214,7 +217,7 @@ fn mark(header: Header) -> Mark {
 impl Ledger for EtcdLedger {
     async fn begin(&self) -> Result<FenceSeen, LedgerError> {
         let (header, seen) = self.fence().await?;
-        *self.history() = History { newest: Some(header), replaced: None };
+        *self.history() = History { newest: Some(header), ..History::default() };
         Ok(seen)
     }
 
@@ -257,6 +260,11 @@ impl Ledger for EtcdLedger {
                 None => loaded.strays.push(kv.key),
             }
         }
+        let mut history = self.history();
+        if let Err(why) = history.cells.follow(&loaded) {
+            history.replaced = Some(why.clone());
+            return Err(LedgerError::StoreReplaced(why));
+        }
         Ok(loaded)
     }
 
@@ -280,6 +288,8 @@ impl Ledger for EtcdLedger {
                 Err(why) => SwapAnswer::StoreReplaced(why),
                 Ok(()) if answer.succeeded => {
                     let version = Version(answer.header.revision);
+                    let mut history = self.history();
+                    batch.iter().for_each(|swap| history.cells.note(swap.new.id(), version));
                     SwapAnswer::Done(batch.iter().map(|swap| (swap.new.id(), version)).collect::<BTreeMap<_, _>>())
                 }
                 Ok(()) => self.failure(term, batch, answer),

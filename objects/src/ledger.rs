@@ -34,8 +34,8 @@ use basal_crds::resources::LedgerStore;
 use basal_ipam::{
     cell::{CellId, Version},
     ledger::{
-        CellSwap, FenceAnswer, FenceSeen, Ledger, LedgerChange, LedgerError, Limits, Loaded, Mark, StoredCell,
-        SwapAnswer, SwapRefusal, check_batch,
+        CellSwap, FenceAnswer, FenceSeen, Ledger, LedgerChange, LedgerError, Limits, Loaded, Mark, SeenCells,
+        StoredCell, SwapAnswer, SwapRefusal, check_batch,
     },
     names::TermId,
 };
@@ -90,7 +90,9 @@ struct Seen {
     /// The newest list of cells.
     list: i64,
     /// The uids of cells that were there.
-    cells: BTreeMap<CellId, String>,
+    uids: BTreeMap<CellId, String>,
+    /// Their newest versions.
+    cells: SeenCells,
     /// Why the store is not what it was.
     replaced: Option<String>,
 }
@@ -243,7 +245,7 @@ impl ObjectLedger {
                 None if seen.value.is_some() => return Err(Halt::Replaced("the Ledger was deleted".to_owned())),
                 None => {
                     let ours = format::new_ledger(&self.cluster, LedgerStore::CustomResources, Some(term));
-                    self.objects.create(LEDGER, ours).await
+                    self.wrote_ledger(self.objects.create(LEDGER, ours).await)
                 }
                 Some(ledger) if ledger.store != LedgerStore::CustomResources => {
                     return Err(not_active(ledger.store, LedgerStore::CustomResources).into());
@@ -251,20 +253,26 @@ impl ObjectLedger {
                 // The list of cells changes the object as well. A term that is replaced never comes back, so its id
                 // tells whether somebody took the fence since.
                 Some(ledger) if ledger.fence().value != seen.value => return Err(Halt::FenceLost),
-                Some(ledger) => {
-                    let body = json!({ "spec": { "term": term.as_str() } });
-                    self.objects.patch(LEDGER, &self.key(), patch(&ledger.uid, ledger.version, body)).await
-                }
+                Some(ledger) => self.patch_ledger(ledger, json!({ "term": term.as_str() })).await,
             };
-            match written(outcome) {
+            match outcome {
                 Err(Halt::Conflict) => {}
-                other => {
-                    let ledger = LedgerSeen::parse(&other?)?;
-                    return Ok(self.note(None, Some(&ledger))?);
-                }
+                other => return other,
             }
         }
         Err(Halt::Conflict)
+    }
+
+    /// Changes the specification of the Ledger at the version that was read.
+    async fn patch_ledger(&self, ledger: &LedgerSeen, spec: Value) -> Result<(), Halt> {
+        let patch = patch(&ledger.uid, ledger.version, json!({ "spec": spec }));
+        self.wrote_ledger(self.objects.patch(LEDGER, &self.key(), patch).await)
+    }
+
+    /// Notes the Ledger that a write left.
+    fn wrote_ledger(&self, outcome: Outcome<Object, Refusal>) -> Result<(), Halt> {
+        let ledger = LedgerSeen::parse(&written(outcome)?)?;
+        Ok(self.note(None, Some(&ledger))?)
     }
 
     /// Writes the term into every cell, and puts cells on the list that are not (a Ledger that was lost comes back so).
@@ -307,14 +315,9 @@ impl ObjectLedger {
             }
             let mut texts: Vec<String> = ledger.cells.iter().chain(&new).map(ToString::to_string).collect();
             texts.sort_unstable();
-            let body = json!({ "spec": { "cells": texts } });
-            let outcome = self.objects.patch(LEDGER, &self.key(), patch(&ledger.uid, ledger.version, body)).await;
-            match written(outcome) {
+            match self.patch_ledger(&ledger, json!({ "cells": texts })).await {
                 Err(Halt::Conflict) => {}
-                other => {
-                    let ledger = LedgerSeen::parse(&other?)?;
-                    return Ok(self.note(None, Some(&ledger))?);
-                }
+                other => return other,
             }
         }
         Err(Halt::Conflict)
@@ -338,7 +341,9 @@ impl ObjectLedger {
         match written(outcome) {
             Ok(object) => {
                 let version = format::version(&object)?;
-                self.seen().cells.insert(id, object.uid().to_owned());
+                let mut seen = self.seen();
+                seen.uids.insert(id, object.uid().to_owned());
+                seen.cells.note(id, version);
                 Ok(version)
             }
             // The stamp of a later leader is such a conflict too.
@@ -353,7 +358,7 @@ impl ObjectLedger {
     /// The uid of a cell's object, from the last load or from a look at it.
     async fn uid_of(&self, swap: &CellSwap) -> Result<String, Halt> {
         let id = swap.new.id();
-        if let Some(uid) = self.seen().cells.get(&id) {
+        if let Some(uid) = self.seen().uids.get(&id) {
             return Ok(uid.clone());
         }
         let object = self.objects.get(POD_CIDR_CELL, &self.cell_key(id)).await.map_err(|error| read_failed(&error))?;
@@ -416,38 +421,35 @@ impl Ledger for ObjectLedger {
         let (revision, Sorted { cells, strays }) = self.list().await?;
         // After the list: if the fence holds a term, nobody after it had written when the cells were read.
         let ledger = self.read().await?;
+        let fence = ledger.as_ref().map(LedgerSeen::fence).unwrap_or_default();
+        let store = ledger.as_ref().map_or(0, |ledger| format::store_id(&ledger.uid));
+        let mut loaded = Loaded { mark: Mark { store, revision }, fence, strays, ..Loaded::default() };
+        for (id, object) in &cells {
+            let version = format::version(object).map_err(|error| unreadable(&error))?;
+            loaded.cells.insert(*id, StoredCell { version, cell: format::cell(*id, object) });
+        }
+        for id in ledger.iter().flat_map(|ledger| &ledger.cells) {
+            let lost = || StoredCell { version: Version::ABSENT, cell: format::lost_cell(*id) };
+            loaded.cells.entry(*id).or_insert_with(lost);
+        }
         let mut seen = self.seen();
-        let listed = ledger.iter().flat_map(|ledger| &ledger.cells);
-        let lost: Vec<CellId> = listed.filter(|id| !cells.contains_key(id)).copied().collect();
-        let gone = lost.iter().find(|id| seen.cells.contains_key(id));
-        if let Some(gone) = gone {
-            seen.replaced = Some(format!("the PodCIDRCell of {gone} was deleted"));
-        } else if revision < before {
-            seen.replaced = Some(format!("the resourceVersion of its cells was {before} and is {revision}"));
+        if seen.replaced.is_none() {
+            let went_back = || format!("the resourceVersion of its cells was {before} and is {revision}");
+            seen.replaced = if revision < before { Some(went_back()) } else { seen.cells.follow(&loaded).err() };
         }
         if let Some(why) = &seen.replaced {
             return Err(LedgerError::StoreReplaced(why.clone()));
         }
         seen.list = seen.list.max(revision);
-        seen.cells = cells.iter().map(|(id, object)| (*id, object.uid().to_owned())).collect();
-        seen.fence = ledger.as_ref().map(LedgerSeen::fence).unwrap_or_default();
-        let store = ledger.as_ref().map_or(0, |ledger| format::store_id(&ledger.uid));
-        let mut loaded =
-            Loaded { mark: Mark { store, revision }, fence: seen.fence.clone(), strays, ..Loaded::default() };
-        for (id, object) in cells {
-            let version = format::version(&object).map_err(|error| unreadable(&error))?;
-            loaded.cells.insert(id, StoredCell { version, cell: format::cell(id, &object) });
-        }
-        let lost =
-            lost.into_iter().map(|id| (id, StoredCell { version: Version::ABSENT, cell: format::lost_cell(id) }));
-        loaded.cells.extend(lost);
+        seen.uids = cells.iter().map(|(id, object)| (*id, object.uid().to_owned())).collect();
+        seen.fence = loaded.fence.clone();
         Ok(loaded)
     }
 
     /// What changed since the mark, by kind: the order between the fence and cells is not kept.
     fn watch(&self, after: Mark) -> BoxStream<'static, Result<LedgerChange, LedgerError>> {
         let seen = self.seen();
-        let follower = Follower::new(&self.cluster, after, seen.fence.value.clone(), seen.cells.keys().copied());
+        let follower = Follower::new(&self.cluster, after, seen.fence.value.clone(), seen.uids.keys().copied());
         drop(seen);
         watch::follow(self.objects.as_ref(), follower)
     }

@@ -105,23 +105,28 @@ impl FullPass {
 
     /// Nobody but this term writes the ledger, so no watch follows it.
     async fn ledger(&self) -> Result<(), PassError> {
-        let loaded = self.ports.ledger.load().await?;
+        let loaded = self.ports.ledger.load().await;
         let (differing, nodes) = {
             let mut core = lock(&self.core);
             let mut nodes: BTreeSet<NodeName> = core.allocator.nodes().cloned().collect();
-            let differing = core.compare(&loaded, Instant::now());
+            let differing: Vec<String> = match &loaded {
+                Ok(loaded) => core.compare(loaded, Instant::now()).iter().map(ToString::to_string).collect(),
+                // The look at the fence that each node begins with ends the term then.
+                Err(LedgerError::StoreReplaced(why)) => vec![why.clone()],
+                Err(_) => Vec::new(),
+            };
             nodes.extend(core.allocator.nodes().cloned());
             (differing, nodes)
         };
-        for cell in &differing {
-            self.count(Drift::Ledger, &cell.to_string());
+        for what in &differing {
+            self.count(Drift::Ledger, what);
         }
         if !differing.is_empty() {
             for name in nodes {
                 self.queue.add(name).await;
             }
         }
-        Ok(())
+        Ok(loaded.map(drop)?)
     }
 
     async fn objects<T: Send + Sync + 'static>(&self, what: Drift, cache: &Cache<T>) -> Result<(), PassError> {

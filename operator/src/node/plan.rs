@@ -1,8 +1,9 @@
 //! What to write for a batch of nodes, as data.
 //!
-//! A node is served in two passes. The first reserves blocks and puts them into the batch for the ledger. Once the
-//! ledger holds them, the second writes what rests on them: first the CiliumNode, then the node record, or without etcd the
-//! confirmation in the CiliumNode's status. Whoever takes over between two writes does the same second pass, since the claim names the node. A node that is gone goes the other way:
+//! A node is served in passes. The first reserves blocks and puts them into the batch for the ledger. Once the ledger holds
+//! them, and there is a CiliumNode, the next one writes what rests on them: first the CiliumNode, then the node record, or
+//! without etcd the confirmation in the CiliumNode's status. Whoever takes over between two writes does the same pass, since
+//! the claim names the node. A node that is gone goes the other way:
 //! first the CiliumNode lets go of the blocks, then they rest in quarantine, then the records go, then they are free.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -34,7 +35,9 @@ use crate::store::{Publication, RecordChange};
 /// What is written for one node, after the ledger took the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Makes the CiliumNode that is missing.
+    /// Makes the CiliumNode that is missing. It lists no block: a create has no precondition, so one that leaves late, when
+    /// its leader has slept, would list what is somebody else's by then. The next pass lists them, at the version that this
+    /// one leaves.
     CreateCiliumNode {
         /// The Node that owns it.
         uid: NodeUid,
@@ -42,8 +45,6 @@ pub enum Action {
         addresses: Vec<NodeAddress>,
         /// The Node's labels, which Cilium's agents copy too.
         labels: BTreeMap<String, String>,
-        /// The node's blocks; none while it is refused.
-        pod_cidrs: Vec<PodCidr>,
     },
     /// Replaces `spec.ipam.podCIDRs`.
     WritePodCidrs {
@@ -64,8 +65,10 @@ pub enum Action {
     /// Writes into `status.ipam.pod-cidrs` which blocks the ledger holds for the node: only these its agent uses. It follows
     /// a write of the specification in the same pass, and is made from what that left.
     ConfirmBlocks {
-        /// uid and resourceVersion that were seen; `None` when the object is created just before.
-        seen: Option<(String, String)>,
+        /// The uid that was seen.
+        uid: String,
+        /// The resourceVersion that was seen.
+        resource_version: String,
         /// The entries that change; `None` takes one away.
         confirmed: BTreeMap<String, Option<PodCidrStatus>>,
     },
@@ -110,7 +113,7 @@ impl From<Complaint> for NodeError {
 pub enum Wait {
     /// Nothing: it is in its desired state once the actions are done.
     Nothing,
-    /// The ledger: the second pass follows at once.
+    /// The ledger, or the CiliumNode that is made: the next pass follows at once.
     Ledger,
     /// The end of a time.
     Until(Duration),
@@ -202,7 +205,7 @@ fn serve(
     let refusals = carried.iter().filter_map(|block| allocator.request(name, &uid, *block).err());
     // While a change of the node is under way nothing is known yet; the next pass asks again.
     complaints.extend(refusals.filter(|refusal| !matches!(refusal, Refusal::Busy { .. })).map(Complaint::Refused));
-    let (blocks, wait) = match allocator.grant(name, &uid, now) {
+    let (blocks, mut wait) = match allocator.grant(name, &uid, now) {
         Ok(grant) if grant.confirmed => (grant.blocks, Wait::Nothing),
         Ok(_) | Err(Refusal::Busy { .. }) => {
             return NodePlan { actions: Vec::new(), complaints, wait: Wait::Ledger, node, cilium_node };
@@ -215,8 +218,8 @@ fn serve(
     let mut actions = Vec::new();
     match &cilium_node {
         None => {
-            let pod_cidrs = blocks.clone();
-            actions.push(Action::CreateCiliumNode { uid, addresses, labels, pod_cidrs });
+            actions.push(Action::CreateCiliumNode { uid, addresses, labels });
+            wait = Wait::Ledger;
         }
         Some(facts) => {
             let listed: Vec<&str> = facts.pod_cidrs.iter().map(String::as_str).collect();
@@ -230,38 +233,38 @@ fn serve(
             }
         }
     }
-    match (site.publication, &cilium_node) {
-        (Publication::Status, seen) => actions.extend(confirm(seen.as_ref(), &blocks)),
-        // The record is made from the CiliumNode, so it follows once that is there.
-        (Publication::Record, None) => {}
-        (Publication::Record, Some(facts)) => match record_of(&site.cluster, facts, &blocks) {
-            Ok(made) => {
-                let text = made.to_json();
-                if record.as_deref() != Some(text.as_bytes())
-                    && let Some(guard) = allocator.guard(name)
-                {
-                    actions.push(Action::Record { guard, change: RecordChange::Publish(text) });
+    // What makes the blocks known rests on the CiliumNode, so it follows once that is there.
+    if let Some(facts) = &cilium_node {
+        match site.publication {
+            Publication::Status => actions.extend(confirm(facts, &blocks)),
+            Publication::Record => match record_of(&site.cluster, facts, &blocks) {
+                Ok(made) => {
+                    let text = made.to_json();
+                    if record.as_deref() != Some(text.as_bytes())
+                        && let Some(guard) = allocator.guard(name)
+                    {
+                        actions.push(Action::Record { guard, change: RecordChange::Publish(text) });
+                    }
                 }
-            }
-            Err(error) => complaints.push(Complaint::Field(error)),
-        },
+                Err(error) => complaints.push(Complaint::Field(error)),
+            },
+        }
     }
     NodePlan { actions, complaints, wait, node, cilium_node }
 }
 
 /// What makes the status of a CiliumNode confirm exactly these blocks; nothing when it does.
-fn confirm(seen: Option<&CiliumNodeFacts>, blocks: &[PodCidr]) -> Option<Action> {
+fn confirm(seen: &CiliumNodeFacts, blocks: &[PodCidr]) -> Option<Action> {
     let in_use = PodCidrStatus { status: Some(PodCidrUse::InUse) };
     let wanted: BTreeMap<String, PodCidrStatus> =
         blocks.iter().map(|block| (block.to_string(), in_use.clone())).collect();
-    let none = BTreeMap::new();
-    let found = seen.map_or(&none, |facts| &facts.confirmed);
+    let found = &seen.confirmed;
     let gone = found.keys().filter(|block| !wanted.contains_key(*block)).map(|block| (block.clone(), None));
     let new = wanted.iter().filter(|(block, status)| found.get(*block) != Some(*status));
     let new = new.map(|(block, status)| (block.clone(), Some(status.clone())));
     let confirmed: BTreeMap<_, _> = gone.chain(new).collect();
-    let seen = seen.map(|facts| (facts.uid.clone(), facts.resource_version.clone()));
-    (!confirmed.is_empty()).then_some(Action::ConfirmBlocks { seen, confirmed })
+    let (uid, resource_version) = (seen.uid.clone(), seen.resource_version.clone());
+    (!confirmed.is_empty()).then_some(Action::ConfirmBlocks { uid, resource_version, confirmed })
 }
 
 struct GoneView {
@@ -327,7 +330,9 @@ fn withdraw(
         let change = RecordChange::WithdrawAddresses(leftovers.ip_records.clone());
         plan.actions.push(Action::Record { guard, change });
     }
-    plan.wait = free_what_is_due(allocator, &claims, &leftovers, now, &mut plan.complaints);
+    let wait = free_what_is_due(allocator, &claims, &leftovers, now, &mut plan.complaints);
+    // Part of what takes the blocks back may still be on its way; the time of rest is not known before.
+    plan.wait = if allocator.is_changing(name) { Wait::Ledger } else { wait };
     plan
 }
 
@@ -343,7 +348,7 @@ fn let_go(publication: Publication, facts: &CiliumNodeFacts) -> Vec<Action> {
         actions.push(Action::WritePodCidrs { uid, resource_version, pod_cidrs: Vec::new() });
     }
     if publication == Publication::Status {
-        actions.extend(confirm(Some(facts), &[]));
+        actions.extend(confirm(facts, &[]));
     }
     actions
 }
@@ -356,7 +361,6 @@ fn free_what_is_due(
     complaints: &mut Vec<Complaint>,
 ) -> Wait {
     let due = allocator.due(now);
-    let mut wait = Wait::Nothing;
     let unreadable = &leftovers.unreadable;
     if !unreadable.is_empty() && claims.iter().any(|claim| due.contains(&claim.at)) {
         complaints.push(Complaint::Endpoints(UnreadableEndpoints(unreadable.clone())));
@@ -369,16 +373,12 @@ fn free_what_is_due(
             allocator.rest_again(claim.at, now);
             continue;
         }
-        wait = Wait::Ledger;
         if let Err(error) = allocator.free(claim.at, now) {
             complaints.push(Complaint::Free(error));
         }
     }
     let left = allocator.next_due().filter(|_| !claims.is_empty()).map(|at| at.saturating_sub(now));
-    match (wait, left) {
-        (Wait::Nothing, Some(left)) => Wait::Until(left.max(Duration::from_secs(1))),
-        (wait, _) => wait,
-    }
+    left.map_or(Wait::Nothing, |left| Wait::Until(left.max(Duration::from_secs(1))))
 }
 
 /// Whether an ip→identity record's key lies in a block.

@@ -38,7 +38,7 @@ pub(super) async fn act(
 ) -> Result<(), NodeError> {
     let key = ObjectKey::cluster(name.as_str());
     match action {
-        Action::CreateCiliumNode { uid, addresses, labels, pod_cidrs } => {
+        Action::CreateCiliumNode { uid, addresses, labels } => {
             let addresses: Vec<Value> =
                 addresses.iter().map(|a| json!({ "type": a.kind.as_str(), "ip": a.ip.to_string() })).collect();
             let object = json!({
@@ -51,15 +51,15 @@ pub(super) async fn act(
                         { "apiVersion": "v1", "kind": "Node", "name": name.as_str(), "uid": uid.as_str() },
                     ],
                 },
-                "spec": { "addresses": addresses, "ipam": { "podCIDRs": texts(&pod_cidrs) } },
+                "spec": { "addresses": addresses },
             });
             let created = ports.objects.create(resources::CILIUM_NODE, Object(object)).await;
             written.cilium_node = Some(done("CiliumNode was not created", created)?);
-            written.handed_out = Some(pod_cidrs);
         }
         Action::WritePodCidrs { uid, resource_version, pod_cidrs } => {
             // A merge patch takes a field away by null.
-            let value = if pod_cidrs.is_empty() { Value::Null } else { json!(texts(&pod_cidrs)) };
+            let texts: Vec<String> = pod_cidrs.iter().map(ToString::to_string).collect();
+            let value = if texts.is_empty() { Value::Null } else { json!(texts) };
             let body = json!({ "spec": { "ipam": { "podCIDRs": value } } });
             let patch = MergePatch { resource_version, uid, subresource: None, body };
             let patched = ports.objects.patch(resources::CILIUM_NODE, &key, patch).await;
@@ -73,11 +73,10 @@ pub(super) async fn act(
                 other => done("the CiliumNode of a Node that is gone was not deleted", other)?,
             }
         }
-        Action::ConfirmBlocks { seen, confirmed } => {
+        Action::ConfirmBlocks { uid, resource_version, confirmed } => {
             // Written right before this, at the version that was seen, or else not at all.
-            let now = written.cilium_node.as_ref();
-            let now = now.map(|object| (object.uid().to_owned(), object.resource_version().to_owned()));
-            let Some((uid, resource_version)) = now.or(seen) else { return Ok(()) };
+            let now = written.cilium_node.as_ref().map(|object| object.resource_version().to_owned());
+            let resource_version = now.unwrap_or(resource_version);
             let entries: BTreeMap<String, Value> = confirmed
                 .into_iter()
                 .map(|(block, status)| (block, status.map_or(Value::Null, |status| json!(status))))
@@ -99,10 +98,6 @@ pub(super) async fn act(
         }
     }
     Ok(())
-}
-
-fn texts(pod_cidrs: &[PodCidr]) -> Vec<String> {
-    pod_cidrs.iter().map(ToString::to_string).collect()
 }
 
 pub(super) fn done<T>(what: &'static str, outcome: Outcome<T, Refusal>) -> Result<T, NodeError> {
