@@ -101,6 +101,7 @@ fn real_peace_in_objects_ends_with_0_across_a_restart() {
     stage.cell_object(&[("10.0.0.0/24", "n1", Granted), ("10.0.1.0/24", "n2", Granted)]);
     watch.until("the ledger are followed again");
     stage.spec("n2", &["10.0.1.0/24"]);
+    watch.until("the CiliumNodes are followed again");
     let (code, reasons) = watch.end();
     assert_eq!((code, reasons), (Some(0), vec![]));
 }

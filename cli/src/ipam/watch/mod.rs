@@ -229,16 +229,23 @@ impl Watch {
             }
             Ok(ObjectEvent::Applied(object)) => {
                 self.seen.object(object.name().to_owned(), self.listed(&object));
-                self.objects = Line::Followed(None);
+                self.objects_go_on();
             }
             Ok(ObjectEvent::Deleted(object)) => {
                 self.seen.object(object.name().to_owned(), Listed::default());
-                self.objects = Line::Followed(None);
+                self.objects_go_on();
             }
             Err(ReadError::Forbidden(why)) => anyhow::bail!("the API server denied the request: {why}"),
             Err(error) => self.objects = broken("CiliumNodes", &error.to_string()),
         }
         Ok(())
+    }
+
+    /// A change came: the watch goes on where it was, if it was broken.
+    fn objects_go_on(&mut self) {
+        if self.objects == Line::Broken {
+            self.objects = again("CiliumNodes");
+        }
     }
 
     async fn judge(&mut self, suspicion: Suspicion) -> anyhow::Result<()> {
