@@ -177,17 +177,22 @@ fn api_resource(resource: &Resource) -> ApiResource {
     }
 }
 
-/// An object with its kind and API version, which the items of a list lack, and without its managed fields, which are
-/// often more than the rest of it: nobody reads them, and no write replaces them.
-fn typed(resource: &Resource, mut item: Value) -> Object {
-    if let Some(Value::Object(metadata)) = item.get_mut("metadata") {
+/// An object as the port shows it: without its managed fields, which are often more than the rest of it. Nobody reads
+/// them, and no write replaces them.
+fn object(mut value: Value) -> Object {
+    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
         metadata.remove("managedFields");
     }
+    Object(value)
+}
+
+/// An object with its kind and API version, which the items of a list lack.
+fn typed(resource: &Resource, mut item: Value) -> Object {
     if let Some(fields) = item.as_object_mut() {
         fields.entry("apiVersion").or_insert_with(|| resource.api_version().into());
         fields.entry("kind").or_insert_with(|| resource.kind.into());
     }
-    Object(item)
+    object(item)
 }
 
 #[async_trait]
@@ -195,7 +200,7 @@ impl Objects for KubeObjects {
     async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError> {
         let path = path(&resource, key.namespace.as_deref());
         let answer = self.send(kube::core::Request::new(path).get(&key.name, &GetParams::default())).await?;
-        Ok(answer.read(&resource)?.map(Object))
+        Ok(answer.read(&resource)?.map(object))
     }
 
     async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {

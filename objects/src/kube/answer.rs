@@ -119,7 +119,7 @@ impl Answer {
     pub(super) fn written(self) -> Outcome<Object, Refusal> {
         if self.status.is_success() {
             return match serde_json::from_slice(&self.body) {
-                Ok(value) => Outcome::Done(Object(value)),
+                Ok(value) => Outcome::Done(super::object(value)),
                 Err(error) => Outcome::Unknown(format!("the API server's answer was no JSON: {error}")),
             };
         }
