@@ -42,7 +42,8 @@ const ADVICE: &str = "its claims count as long as the finalizer basal.io/ledger 
 /// What becomes of a cell that is gone.
 const LOST: &str = "the claims in it are read from CiliumNodes again when the next term begins";
 
-fn regarding(resource: Resource, object: &Object) -> Regarding {
+/// An object as what an event is about.
+pub(crate) fn regarding(resource: Resource, object: &Object) -> Regarding {
     Regarding { resource, key: object.key(), uid: object.uid().to_owned() }
 }
 

@@ -14,7 +14,7 @@ use basal_ipam::{
 };
 use basal_objects::{
     conditions::{Conditions, Holds, same_but_for_times},
-    events::{EventRecorder, EventType, Happening, Regarding},
+    events::{EventRecorder, EventType, Happening},
     ledger,
     object::{Object, resources},
     port::{MergePatch, Refusal},
@@ -23,7 +23,7 @@ use basal_runtime::{env::TaskHandle, outcome::Outcome, reason::Reason, sync::loc
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::{node::NodeCore, ports::Ports};
+use crate::{ledger_state::regarding, node::NodeCore, ports::Ports};
 
 const BEGIN: Reason = Reason::new("BeginTerm");
 const POOL_CHANGED: Reason = Reason::new("PoolChanged");
@@ -203,7 +203,7 @@ impl Teller {
         let note = format!("the pool was changed: {}", parts.into_iter().flatten().collect::<Vec<_>>().join("; "));
         info!(note, "another pool than in the last term");
         self.events.record(Happening {
-            regarding: Regarding { resource: resources::LEDGER, key: object.key(), uid: object.uid().to_owned() },
+            regarding: regarding(resources::LEDGER, object),
             event_type: EventType::Normal,
             reason: POOL_CHANGED,
             action: BEGIN,
