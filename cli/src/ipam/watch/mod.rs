@@ -219,10 +219,10 @@ impl Watch {
             }
             Ok(ObjectEvent::InSync) => {
                 self.seen.all_objects(self.listing.take().unwrap_or_default());
-                self.objects = Line::Followed(None);
                 if std::mem::replace(&mut self.complete, true) {
-                    complain("the CiliumNodes were listed anew; what happened in between is not known");
+                    self.objects = lost("CiliumNodes");
                 } else {
+                    self.objects = Line::Followed(None);
                     let records = if self.stores.etcd.is_some() { ", node records" } else { "" };
                     complain(&format!("following ledger{records} and CiliumNodes"));
                 }
