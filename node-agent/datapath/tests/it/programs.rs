@@ -1,6 +1,11 @@
 //! Every path of the programs, by BPF_PROG_TEST_RUN: what is returned, which bytes come out, what is counted.
 
-use std::{collections::BTreeMap, net::UdpSocket, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::UdpSocket,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use basal_datapath::{linux::maps::PinnedMaps, plan::Peer, rows, state::Symbol};
@@ -54,6 +59,10 @@ impl Bench {
         node.plan.remote_nodes.insert("two".to_owned(), remote(2));
         let pods = [node.add_pod(7, IDENTITY), node.add_pod(8, 3333)];
         node.converge();
+        // Attached, the programs would also count what the kernel sends by itself: solicitations, MLD reports.
+        for link in below(&node.paths.bpffs.join("cilium"), 4) {
+            node.netns.run(&format!("bpftool link detach pinned {}", link.display())).unwrap();
+        }
         Self { node, _pods: pods }
     }
 
@@ -86,6 +95,12 @@ impl Bench {
     fn host_sends(&self, skb_mark: u32, frame: &[u8]) -> Run {
         self.run(Symbol::FromHost, 0, skb_mark, frame)
     }
+}
+
+/// What is so many folders below one.
+fn below(folder: &Path, depth: usize) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    if depth == 1 { entries.collect() } else { entries.flat_map(|entry| below(&entry, depth - 1)).collect() }
 }
 
 fn counters(maps: &PinnedMaps) -> BTreeMap<(u8, u8, u8), u64> {
