@@ -22,7 +22,7 @@ use basal_crds::{
 use basal_runtime::{outcome::Outcome, sync::lock};
 
 use crate::{
-    kv::{Compare, Is, KvRefusal, Op, OpAnswer, Range, Txn, TxnAnswer},
+    kv::{Compare, Is, KvRefusal, MAX_TXN_OPS, Op, OpAnswer, Range, Txn, TxnAnswer},
     lock::{Held, LockError, Locks},
     session::Session,
 };
@@ -235,12 +235,19 @@ impl IdentityStore {
         }
     }
 
-    /// Creates again what is in use here and gone from the store. To be called when an identity was seen to go, after
-    /// every listing, and from time to time.
+    /// Creates again what is in use here and gone from the store: identities, and this node's references to them, without
+    /// which they would be collected. To be called when an identity was seen to go, after every listing, and from time
+    /// to time.
     ///
     /// An identity that exists with other labels now (the store was emptied, and its number was given away) is not
     /// used for new endpoints any more; the answer lists these.
     pub async fn restore(&self) -> Vec<(IdentityId, Labels)> {
+        let taken = self.restore_identities().await;
+        self.restore_references().await;
+        taken
+    }
+
+    async fn restore_identities(&self) -> Vec<(IdentityId, Labels)> {
         let missing = lock(&self.table).missing();
         let mut taken = Vec::new();
         for (id, labels) in missing {
@@ -263,6 +270,31 @@ impl IdentityStore {
             }
         }
         taken
+    }
+
+    /// Nobody follows references: those that somebody deleted or changed are found by reading them.
+    async fn restore_references(&self) {
+        let wanted: Vec<(String, Vec<u8>)> = {
+            let references = lock(&self.references);
+            let named = references.named.iter();
+            named.map(|(labels, (id, ip))| (keys::identity_reference(labels, *ip), id.to_string().into())).collect()
+        };
+        for some in wanted.chunks(MAX_TXN_OPS) {
+            let then = some.iter().map(|(key, _)| Op::Get(Range::one(key.clone()))).collect();
+            let read = Txn { then, ..Txn::default() };
+            let Outcome::Done(answer) = self.session.kv().txn(read).await else {
+                tracing::warn!(
+                    "etcd did not tell this node's references to identities; they are looked at again later"
+                );
+                return;
+            };
+            for ((key, value), found) in some.iter().zip(answer.answers) {
+                let stands = matches!(found, OpAnswer::Get(range) if range.kvs.iter().any(|kv| kv.value == *value));
+                if !stands {
+                    self.session.rewrite(key);
+                }
+            }
+        }
     }
 }
 

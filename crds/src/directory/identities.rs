@@ -12,7 +12,7 @@ use futures::{
     channel::mpsc::{UnboundedSender, unbounded},
     pin_mut, select_biased,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{Change, Changes};
 use crate::{
@@ -222,19 +222,22 @@ impl IdentityFeed {
         R: Future<Output = Vec<(IdentityId, Labels)>>,
     {
         let mut changes = changes.fuse();
+        // Counted from one time to the next, however many changes come in between.
+        let mut refresh = Instant::now() + REFRESH;
         loop {
-            let refresh = tokio::time::sleep(REFRESH).fuse();
+            let due = tokio::time::sleep_until(refresh).fuse();
             let lost = self.lost.notified().fuse();
-            pin_mut!(refresh, lost);
+            pin_mut!(due, lost);
             let change = select_biased! {
+                () = due => None,
                 change = changes.select_next_some() => Some(change),
                 () = lost => None,
-                () = refresh => None,
             };
             if let Some(change) = change {
                 self.tell(change);
                 continue;
             }
+            refresh = Instant::now() + REFRESH;
             for (id, labels) in restore().await {
                 tracing::warn!(%id, %labels, "the number of an identity in use was given to other labels");
             }

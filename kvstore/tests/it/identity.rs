@@ -113,6 +113,29 @@ async fn identities_in_use_survive_deletion_and_an_emptied_store() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reference_that_somebody_deleted_comes_back_before_the_identity_is_collected() {
+    let model = ModelKv::new(1);
+    let agents = [agent(&model, "10.0.0.1"), agent(&model, "10.0.0.2")];
+    let web = labels(WEB);
+    let id = agents[0].allocate_identity(&web).await.unwrap();
+    let reference = keys::identity_reference(&web, "10.0.0.1".parse().unwrap());
+    delete(&model, &reference).await;
+    // Identities that come and go elsewhere keep nobody from looking after their own.
+    for turn in 0..31 {
+        put(&model, &keys::identity(IdentityId::new(40_000 + turn)), "k8s:other=1;").await;
+        pass(10).await;
+    }
+    assert_eq!(get(&model, &reference).await, Some(id.to_string()));
+
+    // Too late: the identity was collected.
+    delete(&model, &reference).await;
+    delete(&model, &keys::identity(id)).await;
+    pass(10).await;
+    assert_eq!(get(&model, &keys::identity(id)).await.as_deref(), Some(WEB));
+    assert_eq!(get(&model, &reference).await, Some(id.to_string()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_number_that_was_given_away_is_not_used_for_new_endpoints() {
     let model = ModelKv::new(1);
     let agent = agent(&model, "10.0.0.1");
