@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -67,6 +68,35 @@ pub(super) fn start_server(name: &ClusterName, dir: &ClusterDir, state: &State, 
         Server::Etcd => plane.start_etcd(server.name(), BASAL_ETCD, Some(&Pki::open(&dir.etcd_pki())?)),
         Server::Api => plane.start_apiserver(state),
     }
+}
+
+/// A copy of the data of Basal's etcd.
+#[derive(Debug)]
+pub struct SavedEtcd(PathBuf);
+
+/// Copies the data of Basal's etcd aside.
+pub(super) fn save_etcd(name: &ClusterName, dir: &ClusterDir, state: &State) -> anyhow::Result<SavedEtcd> {
+    let data = dir.path().join(Server::Etcd.name());
+    let copy = dir.path().join("saved-etcd");
+    kill_server(dir, state, Server::Etcd)?;
+    Run::new("rm").arg("-rf").arg(&copy).done()?;
+    Run::new("cp").arg("-a").arg(&data).arg(&copy).done()?;
+    start_server(name, dir, state, Server::Etcd)?;
+    Ok(SavedEtcd(copy))
+}
+
+/// Puts a copy in place of the data of Basal's etcd.
+pub(super) fn restore_etcd(
+    name: &ClusterName,
+    dir: &ClusterDir,
+    state: &State,
+    saved: &SavedEtcd,
+) -> anyhow::Result<()> {
+    let data = dir.path().join(Server::Etcd.name());
+    kill_server(dir, state, Server::Etcd)?;
+    fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
+    Run::new("cp").arg("-a").arg(&saved.0).arg(&data).done()?;
+    start_server(name, dir, state, Server::Etcd)
 }
 
 /// Names of the nodes that can join a cluster.

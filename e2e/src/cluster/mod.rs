@@ -27,7 +27,7 @@ use serde_json::Value;
 
 pub use basal::{BasalOptions, IMAGE, NAMESPACE};
 pub use cleanup::leftovers;
-pub use control_plane::Server;
+pub use control_plane::{SavedEtcd, Server};
 pub use names::{ClusterName, MARK};
 pub use node::Node;
 pub use node_init::run_if_asked;
@@ -170,6 +170,16 @@ impl Cluster {
     /// Starts a killed server on its old data; answers when it serves.
     pub fn start_server(&self, server: Server) -> anyhow::Result<()> {
         control_plane::start_server(&self.name, &self.dir, &self.state, server)
+    }
+
+    /// Copies the data of Basal's etcd aside, as a backup; etcd is away for that moment.
+    pub fn save_etcd(&self) -> anyhow::Result<SavedEtcd> {
+        control_plane::save_etcd(&self.name, &self.dir, &self.state)
+    }
+
+    /// Puts a backup of Basal's etcd back: what was written since is gone, and the revision falls.
+    pub fn restore_etcd(&self, saved: &SavedEtcd) -> anyhow::Result<()> {
+        control_plane::restore_etcd(&self.name, &self.dir, &self.state, saved)
     }
 
     /// The URL of the API server.

@@ -16,8 +16,8 @@ use crate::random::Random;
 use crate::suite::wider;
 use crate::view::{RECORDS, eventually, keys, leader};
 
-/// How long faults go on, in seconds.
-const SECONDS: &str = "SOAK_SECONDS";
+/// How long faults go on, in seconds. Where it is set, every scenario takes the time that it needs.
+pub(crate) const SECONDS: &str = "SOAK_SECONDS";
 /// What decides which faults come, on whom, and which nodes go.
 const SEED: &str = "SEED";
 

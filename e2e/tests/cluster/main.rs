@@ -6,6 +6,7 @@ mod boot;
 mod churn;
 mod cni;
 mod faults;
+mod flow;
 mod honesty;
 mod install;
 mod kills;
@@ -13,12 +14,12 @@ mod observer;
 mod operators;
 mod pool;
 mod random;
-mod restart;
 mod rights;
 mod services;
 mod steps;
 mod suite;
 mod traffic;
+mod unattended;
 mod view;
 mod without_etcd;
 mod workload;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         timed("without_etcd_records_are_custom_resources", without_etcd::records_are_objects),
         suite.trial("every_node_is_served", install::every_node_is_served),
         suite.trial("everybody_talks", traffic::everybody_talks),
-        suite.trial("forwarding_goes_on_without_an_agent", restart::forwarding_goes_on),
+        suite.trial("forwarding_goes_on_without_an_agent", unattended::forwarding_goes_on),
         suite.trial("pods_leave_nothing", churn::pods_leave_nothing),
         suite.trial("cnitool_drives_the_plugin", cni::cnitool_drives_the_plugin),
         suite.trial("policies_are_said_not_to_be_enforced", honesty::policies_are_said_not_to_be_enforced),

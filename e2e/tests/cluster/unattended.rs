@@ -1,0 +1,250 @@
+//! Scenario 6: forwarding needs no agent, no API server and no etcd. `make soak` runs it for longer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use basal_e2e::cluster::{Cluster, NAMESPACE, Node, SavedEtcd, Server};
+use basal_e2e::say::say;
+use basal_e2e::wait::Stopwatch;
+use serde_json::{Value, json};
+
+use crate::flow::Flow;
+use crate::kills::SECONDS;
+use crate::view::{agent_pod, basal, eventually, knows_the_others, node_key};
+
+/// The command of the agent's process.
+const AGENT: &str = "basal-agent";
+const AGENTS: &str = "daemonset/basal-agent";
+const ROLLOUT: Duration = Duration::from_secs(120);
+/// Everything that agents and operators keep in etcd.
+const STATE: &str = "cilium/state/";
+/// Where nodes say which identities they use.
+const REFERENCES: &str = "cilium/state/identities/v1/value/";
+
+/// What goes away, or is taken away, while pods talk.
+#[derive(Debug, Clone, Copy)]
+enum Outage {
+    /// SIGKILL of an agent.
+    AgentKilled,
+    /// The agents' pods are replaced one after another.
+    DaemonSetRolled,
+    /// Somebody deletes every key of a node.
+    NodeDeletedByHand,
+    /// Somebody revokes every lease: the keys under them go.
+    LeasesRevoked,
+    /// No agent runs for two minutes.
+    AgentsAway,
+    /// SIGKILL, twenty times.
+    AgentKilledOften,
+    /// The API server is away, and an agent starts meanwhile.
+    ApiAway,
+    /// etcd is away and forgets its history, and an agent starts meanwhile.
+    EtcdAway,
+    /// etcd loses every key.
+    EtcdEmptied,
+    /// etcd comes back with what it held at the start.
+    EtcdRestored,
+}
+
+/// Those that are over soon.
+const SHORT: [Outage; 4] = [Outage::AgentKilled, Outage::NodeDeletedByHand, Outage::EtcdAway, Outage::EtcdEmptied];
+
+const ALL: [Outage; 10] = [
+    Outage::AgentKilled,
+    Outage::DaemonSetRolled,
+    Outage::NodeDeletedByHand,
+    Outage::LeasesRevoked,
+    Outage::AgentsAway,
+    Outage::ApiAway,
+    Outage::EtcdAway,
+    Outage::EtcdEmptied,
+    Outage::EtcdRestored,
+    Outage::AgentKilledOften,
+];
+
+/// No packet is lost, whatever is away, and afterwards etcd, objects and maps are as they were.
+pub(crate) fn forwarding_goes_on(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let mut flow = Flow::start(cluster)?;
+    let result = outages(cluster, &mut flow);
+    result.and(flow.stop(cluster))
+}
+
+fn outages(cluster: &Cluster, flow: &mut Flow) -> anyhow::Result<()> {
+    let saved = cluster.save_etcd()?;
+    let state = State::read(cluster)?;
+    let outages: &[Outage] = if env::var_os(SECONDS).is_some() { &ALL } else { &SHORT };
+    for outage in outages {
+        let watch = Stopwatch::start();
+        outage.happen(cluster, &saved).with_context(|| format!("{outage:?}"))?;
+        eventually(&format!("all to be as before ({outage:?})"), || state.is_there(cluster))?;
+        flow.check(cluster).with_context(|| format!("{outage:?}"))?;
+        say(format!("  {outage:?}: {} s", watch.elapsed().as_secs()));
+    }
+    Ok(())
+}
+
+impl Outage {
+    /// Lets it happen; answers when it is over.
+    fn happen(self, cluster: &Cluster, saved: &SavedEtcd) -> anyhow::Result<()> {
+        match self {
+            Self::AgentKilled => kill_agent(cluster, "n1").and_then(|()| kill_agent(cluster, "n2")),
+            Self::AgentKilledOften => (0..20).try_for_each(|turn| kill_agent(cluster, ["n1", "n2"][turn % 2])),
+            Self::AgentsAway => {
+                run_agents(cluster, false)?;
+                thread::sleep(Duration::from_secs(120));
+                run_agents(cluster, true)
+            }
+            Self::DaemonSetRolled => {
+                cluster.kubectl()?.args(["rollout", "restart", "-n", NAMESPACE, AGENTS]).done()?;
+                cluster.wait_rollout(NAMESPACE, AGENTS, ROLLOUT)
+            }
+            Self::NodeDeletedByHand => delete_keys_of(cluster, "n2"),
+            Self::LeasesRevoked => revoke_leases(cluster),
+            Self::ApiAway => away(cluster, Server::Api),
+            Self::EtcdAway => compact(cluster).and_then(|()| away(cluster, Server::Etcd)),
+            Self::EtcdEmptied => cluster.etcdctl()?.args(["del", "--prefix", ""]).done(),
+            Self::EtcdRestored => cluster.restore_etcd(saved),
+        }
+    }
+}
+
+/// Lets agents run on all nodes, or on none.
+fn run_agents(cluster: &Cluster, run: bool) -> anyhow::Result<()> {
+    let nowhere = if run { Value::Null } else { json!("true") };
+    let patch = json!({"spec": {"template": {"spec": {"nodeSelector": {"basal.io/nowhere": nowhere}}}}}).to_string();
+    cluster.kubectl()?.args(["patch", "-n", NAMESPACE, AGENTS, "--type=merge", "-p", &patch]).done()?;
+    cluster.wait_rollout(NAMESPACE, AGENTS, ROLLOUT)?;
+    eventually("agents to run or not", || {
+        for node in cluster.nodes()? {
+            let runs = node.run("pidof").args(["-s", AGENT]).output()?.status.success();
+            ensure!(runs == run, "on {} an agent runs: {runs}", node.name());
+        }
+        Ok(())
+    })
+}
+
+/// Kills a server and an agent, which has to start without it.
+fn away(cluster: &Cluster, server: Server) -> anyhow::Result<()> {
+    cluster.kill_server(server)?;
+    signal_agent(&cluster.node("n1")?, "-KILL")?;
+    thread::sleep(Duration::from_secs(10));
+    cluster.start_server(server)
+}
+
+/// What a cluster at rest holds.
+struct State {
+    /// Keys and values of etcd.
+    records: BTreeMap<String, String>,
+    /// CiliumNodes, CiliumEndpoints and CiliumIdentities, by what they say.
+    objects: BTreeSet<String>,
+    /// The rows of ipcache, endpoints and tunnels, with the node that has them.
+    rows: BTreeSet<String>,
+}
+
+impl State {
+    fn read(cluster: &Cluster) -> anyhow::Result<Self> {
+        let mut rows = BTreeSet::new();
+        for node in cluster.nodes()? {
+            knows_the_others(cluster, &node)?;
+            let status = basal(cluster, node.name(), &["status"])?;
+            ensure!(status.contains("as desired"), "{status}");
+            for map in ["ipcache", "endpoint", "tunnel"] {
+                let table = basal(cluster, node.name(), &["bpf", map, "list"])?;
+                rows.extend(table.lines().map(|row| format!("{} {map} {row}", node.name())));
+            }
+        }
+        let mut objects = BTreeSet::new();
+        for kind in ["ciliumnodes", "ciliumendpoints", "ciliumidentities"] {
+            for object in cluster.list(&[kind, "-A"])? {
+                let said = [&object["spec"], &object["status"], &object["security-labels"]].map(ToString::to_string);
+                objects.insert(format!("{kind} {} {}", object["metadata"]["name"], said.join(" ")));
+            }
+        }
+        let records = records(cluster)?.into_iter().map(|(key, value)| (without_user(&key), value)).collect();
+        Ok(Self { records, objects, rows })
+    }
+
+    /// Fails as long as anything differs.
+    fn is_there(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let now = Self::read(cluster)?;
+        let texts = |state: &Self| -> BTreeSet<String> {
+            let records = state.records.iter().map(|(key, value)| format!("{key} {value}"));
+            records.chain(state.objects.clone()).chain(state.rows.clone()).collect()
+        };
+        let (before, after) = (texts(self), texts(&now));
+        let missing: Vec<&String> = before.difference(&after).collect();
+        let new: Vec<&String> = after.difference(&before).collect();
+        ensure!(missing.is_empty() && new.is_empty(), "missing {missing:#?}, new {new:#?}");
+        Ok(())
+    }
+}
+
+/// Keys with their values.
+fn records(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, String>> {
+    let found = cluster.etcdctl()?.args(["get", "--prefix", STATE]).text()?;
+    let lines: Vec<&str> = found.lines().collect();
+    Ok(lines.chunks(2).map(|pair| (pair[0].to_owned(), pair.get(1).copied().unwrap_or_default().to_owned())).collect())
+}
+
+/// Of the references to an identity, by whom it is used does not count: as long as other nodes use it too, a node looks
+/// after its own every five minutes only.
+fn without_user(key: &str) -> String {
+    match key.rsplit_once('/') {
+        Some((labels, _node)) if key.starts_with(REFERENCES) => labels.to_owned(),
+        _ => key.to_owned(),
+    }
+}
+
+fn signal_agent(node: &Node, signal: &str) -> anyhow::Result<String> {
+    let pid = node.run("pidof").args(["-s", AGENT]).text()?.trim().to_owned();
+    node.run("kill").args([signal, &pid]).done()?;
+    Ok(pid)
+}
+
+/// Kills the agent's process and waits until its successor is ready.
+fn kill_agent(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
+    let handle = cluster.node(node)?;
+    let pid = signal_agent(&handle, "-KILL")?;
+    eventually(&format!("another agent process on {node}"), || {
+        let now = handle.run("pidof").args(["-s", AGENT]).text()?.trim().to_owned();
+        ensure!(now != pid, "process {pid} is still there");
+        Ok(())
+    })?;
+    eventually(&format!("the agent of {node} to be ready"), || agent_pod(cluster, node)).map(drop)
+}
+
+/// Deletes a node's record, and what its agent keeps for its addresses and identities.
+fn delete_keys_of(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
+    let host = format!("\"{}\"", cluster.node(node)?.addresses()[0]);
+    let suffix = format!("/{}", cluster.node(node)?.addresses()[0]);
+    let of_node = |key: &str, value: &str| key == node_key(node) || value.contains(&host) || key.ends_with(&suffix);
+    let mut deleted = 0;
+    for (key, value) in records(cluster)? {
+        if of_node(&key, &value) {
+            cluster.etcdctl()?.args(["del", &key]).done()?;
+            deleted += 1;
+        }
+    }
+    ensure!(deleted >= 3, "{node} had {deleted} keys");
+    Ok(())
+}
+
+fn revoke_leases(cluster: &Cluster) -> anyhow::Result<()> {
+    let listed = cluster.etcdctl()?.args(["lease", "list"]).text()?;
+    let leases: Vec<&str> = listed.lines().filter(|line| !line.contains(' ')).collect();
+    ensure!(leases.len() >= cluster.nodes()?.len(), "there are the leases {leases:?}");
+    for lease in leases {
+        cluster.etcdctl()?.args(["lease", "revoke", lease]).done()?;
+    }
+    Ok(())
+}
+
+/// Lets etcd forget everything up to now.
+fn compact(cluster: &Cluster) -> anyhow::Result<()> {
+    let status = cluster.etcdctl()?.args(["endpoint", "status", "-w", "json"]).json()?;
+    let revision = status.pointer("/0/Status/header/revision").context("etcd told no revision")?.to_string();
+    cluster.etcdctl()?.args(["compaction", &revision]).done()
+}
