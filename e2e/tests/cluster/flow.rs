@@ -86,12 +86,26 @@ impl Flow {
         let started = cluster.kubectl()?.args(["exec", "-i", "-n", "default", CLIENT, "--", "sh"]).stdin(script);
         started.done().context("starting the traffic")?;
         let mut flow = Self { streams, arrived: BTreeMap::new() };
-        eventually("all traffic to flow", || flow.check(cluster))?;
+        flow.arrived = eventually("all traffic to flow", || {
+            let arrived = flow.arrivals(cluster)?;
+            ensure!(arrived.values().all(|count| *count > 0), "arrived is {arrived:?}");
+            Ok(arrived)
+        })?;
         Ok(flow)
     }
 
-    /// Fails when something got lost since the start, or when nothing arrived of a kind since the last look.
+    /// Fails when something got lost since the start, or when nothing arrived of a kind since the last look, which must
+    /// be some seconds ago.
     pub(crate) fn check(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        for (label, arrived) in self.arrivals(cluster)? {
+            let before = self.arrived.insert(label.clone(), arrived).unwrap_or_default();
+            ensure!(arrived > before, "{label} stands still at {before}");
+        }
+        Ok(())
+    }
+
+    /// What arrived since the start, of each kind; fails when something got lost.
+    fn arrivals(&self, cluster: &Cluster) -> anyhow::Result<BTreeMap<String, u64>> {
         let mut counts = connections(cluster)?;
         counts.extend(pings(cluster)?);
         for stream in &self.streams {
@@ -103,21 +117,17 @@ impl Flow {
             .map(|(label, count)| format!("{label}: {} of {}", count.lost, count.lost + count.arrived))
             .collect();
         ensure!(lost.is_empty(), "lost: {}\n{}", lost.join("; "), in_client(cluster, "tail -n 3 failed* || true")?);
-        for (label, count) in counts {
-            let before = self.arrived.insert(label.clone(), count.arrived).unwrap_or_default();
-            ensure!(count.arrived > before, "{label} stands still at {before}");
-        }
-        Ok(())
+        Ok(counts.into_iter().map(|(label, count)| (label, count.arrived)).collect())
     }
 
     /// Ends it; fails when something got lost.
-    pub(crate) fn stop(mut self, cluster: &Cluster) -> anyhow::Result<()> {
-        let result = self.check(cluster);
+    pub(crate) fn stop(self, cluster: &Cluster) -> anyhow::Result<()> {
+        let arrived = self.arrivals(cluster);
         delete(cluster, &["pod", CLIENT, "--now"])?;
         delete(cluster, &["deployment,service", SERVERS])?;
-        result?;
+        let arrived = arrived?;
         let sum = |words: &str| -> u64 {
-            self.arrived.iter().filter(|(label, _)| label.starts_with(words)).map(|(_, count)| count).sum()
+            arrived.iter().filter(|(label, _)| label.starts_with(words)).map(|(_, count)| count).sum()
         };
         say(format!(
             "  nothing was lost of {} pings, {} new connections, {} datagrams and {} seconds of TCP streams",
