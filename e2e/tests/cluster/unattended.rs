@@ -50,7 +50,7 @@ enum Outage {
 }
 
 /// Those that are over soon.
-const SHORT: [Outage; 4] = [Outage::AgentKilled, Outage::NodeDeletedByHand, Outage::EtcdAway, Outage::EtcdEmptied];
+const SHORT: [Outage; 3] = [Outage::AgentKilled, Outage::NodeDeletedByHand, Outage::EtcdEmptied];
 
 const ALL: [Outage; 10] = [
     Outage::AgentKilled,
