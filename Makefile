@@ -35,7 +35,8 @@ test: setup ## run every check and test (needs root); the last lines are the tim
 
 soak: export SOAK_SECONDS ?= 300
 soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED; take agents, servers and records away under traffic (needs root)
-	$(E2E) test --exact kills_and_cuts_break_nothing forwarding_goes_on_without_an_agent
+	$(E2E) test --exact kills_and_cuts_break_nothing
+	$(E2E) test --exact forwarding_goes_on_without_an_agent
 
 bench-operator: ## measure the operator on a real API server and etcd, NODES=5000,10000 (1000 is a quick run)
 	cargo xtask setup --only parts
