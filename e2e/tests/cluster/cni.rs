@@ -6,9 +6,11 @@ use basal_e2e::command::Run;
 use basal_e2e::parts;
 use serde_json::{Value, json};
 
+use crate::daemons::{AGENT, pid, signal};
 use crate::view::{agent_pod, basal, eventually};
 
 const NODE: &str = "n3";
+const KUBELET: &str = "kubelet";
 /// Where the 1.1.0 list lies, apart from the one that the container runtime reads.
 const CONFIG: &str = "/run/basal-e2e-cni";
 /// Where the list for GC lies.
@@ -111,13 +113,11 @@ fn with_the_agent_down(
     node: &Node,
     during: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let pid = |command: &str| Ok::<_, anyhow::Error>(node.run("pidof").args(["-s", command]).text()?.trim().to_owned());
-    let (kubelet, agent) = (pid("kubelet")?, pid("basal-agent")?);
-    node.run("kill").args(["-STOP", &kubelet]).done()?;
-    let result = node.run("kill").args(["-KILL", &agent]).done().and_then(|()| during());
-    node.run("kill").args(["-CONT", &kubelet]).done()?;
+    signal(node, KUBELET, "-STOP")?;
+    let result = signal(node, AGENT, "-KILL").and_then(|()| during());
+    signal(node, KUBELET, "-CONT")?;
     result?;
-    eventually("another agent process", || pid("basal-agent").map(drop))?;
+    eventually("another agent process", || pid(node, AGENT).map(drop))?;
     eventually("the agent to be ready", || agent_pod(cluster, node.name())).map(drop)
 }
 

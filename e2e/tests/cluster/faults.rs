@@ -7,7 +7,8 @@ use anyhow::Context;
 use basal_e2e::cluster::{Cluster, Node, Server};
 
 use crate::api_nodes::{join, leave};
-use crate::operators::{running, signal};
+use crate::daemons::{OPERATOR, operators, signal};
+
 use crate::random::Random;
 use crate::steps::{Before, Obstacle};
 use crate::view::{eventually, leader};
@@ -80,16 +81,16 @@ impl<'a> Chaos<'a> {
                 let node = self.operator()?;
                 self.churn()?;
                 self.sleep_up_to(400);
-                signal(&node, "-KILL")
+                signal(&node, OPERATOR, "-KILL")
             }
             Fault::KillBefore(step) => self.kill_before(step),
             Fault::Pause => {
                 let node = self.operator()?;
                 self.churn()?;
-                signal(&node, "-STOP")?;
+                signal(&node, OPERATOR, "-STOP")?;
                 let churned = self.churn();
                 thread::sleep(LONGER_THAN_THE_LEASE);
-                signal(&node, "-CONT").and(churned)
+                signal(&node, OPERATOR, "-CONT").and(churned)
             }
             Fault::Cut(server) => self.cut(server),
             Fault::Restart(Server::Etcd) => {
@@ -123,7 +124,7 @@ impl<'a> Chaos<'a> {
             .and_then(|()| {
                 eventually(&format!("new nodes to reach {step:?}"), || obstacle.reached_by(self.cluster, &names))
             })
-            .and_then(|()| signal(&node, "-KILL"));
+            .and_then(|()| signal(&node, OPERATOR, "-KILL"));
         obstacle.take_away(self.cluster).and(killed)
     }
 
@@ -157,7 +158,7 @@ impl<'a> Chaos<'a> {
             if lead && let Ok(node) = leader(self.cluster) {
                 return Ok(node);
             }
-            let nodes = running(self.cluster)?;
+            let nodes = operators(self.cluster)?;
             nodes.get(pick % nodes.len().max(1)).cloned().context("no operator runs")
         })
     }

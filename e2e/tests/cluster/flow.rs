@@ -62,7 +62,7 @@ impl Flow {
         }
         let mut script = String::from("mkdir /tmp/flow; cd /tmp/flow\n");
         for (label, address) in places(near, far) {
-            writeln!(script, "ping -q -i 0.002 {address} > 'ping {label}' 2>&1 & echo $! > 'pid ping {label}'")?;
+            script.push_str(&ping(&label, &address));
             let url = format!("http://{}:{PORT}/hostname", in_url(&address));
             script.push_str(&connect(&label, &url));
         }
@@ -70,12 +70,9 @@ impl Flow {
             script.push_str(&connect(&format!("Service {address}"), &format!("http://{}/hostname", in_url(address))));
         }
         for address in there.addresses() {
-            writeln!(
-                script,
-                "ping -q -i 0.002 {address} > 'ping host {address}' 2>&1 & echo $! > 'pid ping host {address}'"
-            )?;
-            let kubelet = format!("https://{}:10250/healthz", in_url(&address.to_string()));
-            script.push_str(&connect(&format!("host {address}"), &kubelet));
+            let (label, address) = (format!("host {address}"), address.to_string());
+            script.push_str(&ping(&label, &address));
+            script.push_str(&connect(&label, &format!("https://{}:10250/healthz", in_url(&address))));
         }
         for stream in &streams {
             // So few datagrams that a receiver which has to wait for a processor has room for them in its socket.
@@ -161,6 +158,11 @@ fn streams(near: &Pod, far: &Pod) -> Vec<Stream> {
         }
     }
     streams
+}
+
+/// Pings without end, whose process is in a file beside their summary.
+fn ping(label: &str, address: &str) -> String {
+    format!("ping -q -i 0.002 {address} > 'ping {label}' 2>&1 & echo $! > 'pid ping {label}'\n")
 }
 
 /// A loop of new connections: a dot in one file for each that was answered, a line in another for each that was not.

@@ -5,7 +5,7 @@ use basal_e2e::cluster::{Cluster, NAMESPACE, Node};
 use serde_json::{Value, json};
 
 use crate::api_nodes::{all_leave, join};
-use crate::operators::{pid, running};
+use crate::daemons::{OPERATOR, operators, pid};
 use crate::view::{RECORDS, events, eventually, keys, leader, node_key, pod_cidrs, record, texts};
 
 /// A node that comes while a right is missing.
@@ -14,8 +14,8 @@ const LATE: &str = "api-without-rights";
 /// Rights to make CiliumNodes and the Lease, and to write the ledger in etcd are missing, one after another: what is missing is
 /// named, nothing is served without it, and all goes on without a restart when it is there again.
 pub(crate) fn a_missing_right_is_named(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let nodes = running(cluster)?;
-    let pids = || nodes.iter().map(pid).collect::<anyhow::Result<Vec<String>>>();
+    let nodes = operators(cluster)?;
+    let pids = || nodes.iter().map(|node| pid(node, OPERATOR)).collect::<anyhow::Result<Vec<String>>>();
     let before = pids()?;
     ensure!(!before.is_empty(), "no operator runs");
 

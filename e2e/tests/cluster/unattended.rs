@@ -6,17 +6,16 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use basal_e2e::cluster::{Cluster, NAMESPACE, Node, SavedEtcd, Server};
+use basal_e2e::cluster::{Cluster, NAMESPACE, SavedEtcd, Server};
 use basal_e2e::say::say;
 use basal_e2e::wait::Stopwatch;
 use serde_json::{Value, json};
 
+use crate::daemons::{AGENT, pid, signal};
 use crate::flow::Flow;
 use crate::kills::SECONDS;
 use crate::view::{agent_pod, basal, eventually, knows_the_others, node_key};
 
-/// The command of the agent's process.
-const AGENT: &str = "basal-agent";
 const AGENTS: &str = "daemonset/basal-agent";
 const ROLLOUT: Duration = Duration::from_secs(120);
 /// Everything that agents and operators keep in etcd.
@@ -119,7 +118,7 @@ fn run_agents(cluster: &Cluster, run: bool) -> anyhow::Result<()> {
     cluster.wait_rollout(NAMESPACE, AGENTS, ROLLOUT)?;
     eventually("agents to run or not", || {
         for node in cluster.nodes()? {
-            let runs = node.run("pidof").args(["-s", AGENT]).output()?.status.success();
+            let runs = pid(&node, AGENT).is_ok();
             ensure!(runs == run, "on {} an agent runs: {runs}", node.name());
         }
         Ok(())
@@ -129,54 +128,43 @@ fn run_agents(cluster: &Cluster, run: bool) -> anyhow::Result<()> {
 /// Kills a server and an agent, which has to start without it.
 fn away(cluster: &Cluster, server: Server) -> anyhow::Result<()> {
     cluster.kill_server(server)?;
-    signal_agent(&cluster.node("n1")?, "-KILL")?;
+    signal(&cluster.node("n1")?, AGENT, "-KILL")?;
     thread::sleep(Duration::from_secs(10));
     cluster.start_server(server)
 }
 
-/// What a cluster at rest holds.
-struct State {
-    /// Keys and values of etcd.
-    records: BTreeMap<String, String>,
-    /// CiliumNodes, CiliumEndpoints and CiliumIdentities, by what they say.
-    objects: BTreeSet<String>,
-    /// The rows of ipcache, endpoints and tunnels, with the node that has them.
-    rows: BTreeSet<String>,
-}
+/// What a cluster at rest holds, a text for each: etcd's keys with their values; CiliumNodes, CiliumEndpoints and
+/// CiliumIdentities by what they say; the rows of ipcache, endpoints and tunnels with the node that has them.
+struct State(BTreeSet<String>);
 
 impl State {
     fn read(cluster: &Cluster) -> anyhow::Result<Self> {
-        let mut rows = BTreeSet::new();
+        let mut held = BTreeSet::new();
         for node in cluster.nodes()? {
             knows_the_others(cluster, &node)?;
             let status = basal(cluster, node.name(), &["status"])?;
             ensure!(status.contains("as desired"), "{status}");
             for map in ["ipcache", "endpoint", "tunnel"] {
                 let table = basal(cluster, node.name(), &["bpf", map, "list"])?;
-                rows.extend(table.lines().map(|row| format!("{} {map} {row}", node.name())));
+                held.extend(table.lines().map(|row| format!("{} {map} {row}", node.name())));
             }
         }
-        let mut objects = BTreeSet::new();
         for kind in ["ciliumnodes", "ciliumendpoints", "ciliumidentities"] {
             for object in cluster.list(&[kind, "-A"])? {
                 let said = [&object["spec"], &object["status"], &object["security-labels"]].map(ToString::to_string);
-                objects.insert(format!("{kind} {} {}", object["metadata"]["name"], said.join(" ")));
+                held.insert(format!("{kind} {} {}", object["metadata"]["name"], said.join(" ")));
             }
         }
-        let records = records(cluster)?.into_iter().map(|(key, value)| (without_user(&key), value)).collect();
-        Ok(Self { records, objects, rows })
+        let records = records(cluster)?;
+        held.extend(records.iter().map(|(key, value)| format!("{} {value}", without_user(key))));
+        Ok(Self(held))
     }
 
     /// Fails as long as anything differs.
     fn is_there(&self, cluster: &Cluster) -> anyhow::Result<()> {
         let now = Self::read(cluster)?;
-        let texts = |state: &Self| -> BTreeSet<String> {
-            let records = state.records.iter().map(|(key, value)| format!("{key} {value}"));
-            records.chain(state.objects.clone()).chain(state.rows.clone()).collect()
-        };
-        let (before, after) = (texts(self), texts(&now));
-        let missing: Vec<&String> = before.difference(&after).collect();
-        let new: Vec<&String> = after.difference(&before).collect();
+        let missing: Vec<&String> = self.0.difference(&now.0).collect();
+        let new: Vec<&String> = now.0.difference(&self.0).collect();
         ensure!(missing.is_empty() && new.is_empty(), "missing {missing:#?}, new {new:#?}");
         Ok(())
     }
@@ -191,26 +179,20 @@ fn records(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, String>> {
 
 /// Of the references to an identity, by whom it is used does not count: as long as other nodes use it too, a node looks
 /// after its own every five minutes only.
-fn without_user(key: &str) -> String {
+fn without_user(key: &str) -> &str {
     match key.rsplit_once('/') {
-        Some((labels, _node)) if key.starts_with(REFERENCES) => labels.to_owned(),
-        _ => key.to_owned(),
+        Some((labels, _node)) if key.starts_with(REFERENCES) => labels,
+        _ => key,
     }
-}
-
-fn signal_agent(node: &Node, signal: &str) -> anyhow::Result<String> {
-    let pid = node.run("pidof").args(["-s", AGENT]).text()?.trim().to_owned();
-    node.run("kill").args([signal, &pid]).done()?;
-    Ok(pid)
 }
 
 /// Kills the agent's process and waits until its successor is ready.
 fn kill_agent(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     let handle = cluster.node(node)?;
-    let pid = signal_agent(&handle, "-KILL")?;
+    let killed = pid(&handle, AGENT)?;
+    signal(&handle, AGENT, "-KILL")?;
     eventually(&format!("another agent process on {node}"), || {
-        let now = handle.run("pidof").args(["-s", AGENT]).text()?.trim().to_owned();
-        ensure!(now != pid, "process {pid} is still there");
+        ensure!(pid(&handle, AGENT)? != killed, "process {killed} is still there");
         Ok(())
     })?;
     eventually(&format!("the agent of {node} to be ready"), || agent_pod(cluster, node)).map(drop)
@@ -218,8 +200,8 @@ fn kill_agent(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
 
 /// Deletes a node's record, and what its agent keeps for its addresses and identities.
 fn delete_keys_of(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
-    let host = format!("\"{}\"", cluster.node(node)?.addresses()[0]);
-    let suffix = format!("/{}", cluster.node(node)?.addresses()[0]);
+    let address = cluster.node(node)?.addresses()[0];
+    let (host, suffix) = (format!("\"{address}\""), format!("/{address}"));
     let of_node = |key: &str, value: &str| key == node_key(node) || value.contains(&host) || key.ends_with(&suffix);
     let mut deleted = 0;
     for (key, value) in records(cluster)? {
