@@ -1,9 +1,9 @@
 //! Answers to pods that ask for their gateway's MAC address: the host side of their own device pair.
 
-use basal_maps::addr::NetIp;
+use basal_maps::addr::{FAMILY_IPV6, NetIp};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
-use crate::parse::{ETHERNET, IPV6, Ipv6Header, protocol};
+use crate::parse::{ETHERNET, IPV6, Ipv6Header, Packet, Transport, protocol};
 
 /// Bytes of an ARP packet with its Ethernet header.
 pub const ARP_FRAME: usize = ETHERNET + 28;
@@ -111,11 +111,11 @@ pub struct TargetAddress {
     pub mac: [u8; 6],
 }
 
-/// True for the ICMPv6 type of a neighbour solicitation.
+/// True for a neighbour solicitation by its ICMPv6 type. In IPv4 the same numbers mean nothing.
 #[must_use]
 #[inline(always)]
-pub const fn is_solicitation(protocol: u8, icmp_type: u8) -> bool {
-    protocol == protocol::ICMPV6 && icmp_type == SOLICITATION
+pub const fn is_solicitation(packet: &Packet, transport: Transport) -> bool {
+    packet.family == FAMILY_IPV6 && packet.protocol == protocol::ICMPV6 && transport.icmp_type() == SOLICITATION
 }
 
 impl Neighbour {

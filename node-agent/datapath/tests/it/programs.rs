@@ -176,6 +176,8 @@ fn a_pods_packets_are_marked_and_passed_to_the_stack() {
             ipv4("10.1.1.7", "10.1.1.8", TCP, &[0; 20]),
             ipv4("10.1.1.7", "8.8.8.8", UDP, &[0, 1, 0, 53, 0, 8, 0, 0]),
             ipv6("fd00:1:1::7", "fd00:1:2::7", ICMPV6, 64, &ECHO_V6),
+            // What would be a solicitation in IPv6.
+            ipv4("10.1.1.7", "10.1.2.7", ICMPV6, &[&[135][..], &[0; 63]].concat()),
         ] {
             let run = bench.pod_sends(&frame);
             assert_eq!((run.action, run.mark), (OK, mark::encode(mark::MAGIC_IDENTITY, IDENTITY)));

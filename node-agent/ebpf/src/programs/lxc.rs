@@ -33,7 +33,7 @@ pub(super) fn cil_from_container(ctx: TcContext) -> i32 {
         Err(reason) => return frame.drop(reason, line!()),
     };
     let transport = frame.transport(&packet);
-    if is_solicitation(packet.protocol, transport.icmp_type()) {
+    if is_solicitation(&packet, transport) {
         return match answer_solicitation(&frame, &packet) {
             Ok(action) => action,
             Err(reason) => frame.drop(reason, line!()),
