@@ -26,7 +26,7 @@ use basal_maps::{
     tunnel::TunnelValue,
 };
 
-use crate::parse::{Packet, Transport, protocol};
+use crate::parse::{Ethernet, Packet, Transport, protocol};
 
 /// The maps that decisions read.
 pub trait Tables {
@@ -68,6 +68,15 @@ pub enum Verdict<'a> {
     Drop(Reason),
 }
 
+/// What tells which pod sent a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// Interface index of the host side of the device pair that it came from.
+    pub ifindex: u32,
+    /// Its Ethernet header.
+    pub ethernet: &'a Ethernet,
+}
+
 /// A node to tunnel to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunnelEndpoint {
@@ -87,20 +96,42 @@ enum Place {
     Elsewhere,
 }
 
+impl Sender<'_> {
+    /// The row of the pod: it may send with its own addresses only, and an address names the device that it is behind.
+    ///
+    /// # Errors
+    /// [`Reason::INVALID_SOURCE_IP`] or [`Reason::INVALID_SOURCE_MAC`].
+    #[inline(always)]
+    pub fn endpoint<'a>(&self, tables: &'a impl Tables, source: NetIp, family: u8) -> Result<&'a EndpointInfo, Reason> {
+        match tables.endpoint(&EndpointKey::new(source, family)) {
+            Some(row) if row.is_host() || row.ifindex != self.ifindex => Err(Reason::INVALID_SOURCE_IP),
+            Some(row) if row.mac.octets != self.ethernet.source => Err(Reason::INVALID_SOURCE_MAC),
+            Some(row) => Ok(row),
+            None => Err(Reason::INVALID_SOURCE_IP),
+        }
+    }
+}
+
 /// `cil_from_container`: a packet that a pod sent, seen on the host side of its device pair.
 #[inline(always)]
 pub fn from_container<'a>(
     tables: &'a impl Tables,
     config: &Config,
-    ifindex: u32,
+    sender: Sender<'_>,
     packet: &Packet,
     transport: Transport,
 ) -> Verdict<'a> {
-    // A pod may send with its own addresses only, and an address names the device that it is behind.
-    let identity = match tables.endpoint(&EndpointKey::new(packet.source, packet.family)) {
-        Some(source) if !source.is_host() && source.ifindex == ifindex => source.sec_id,
-        _ => return Verdict::Drop(Reason::INVALID_SOURCE_IP),
+    let identity = match sender.endpoint(tables, packet.source, packet.family) {
+        Ok(endpoint) => endpoint.sec_id,
+        Err(reason) => return Verdict::Drop(reason),
     };
+    // Nothing carries groups from pod to pod, and the node's own members of a group are none of a pod's business.
+    if packet.is_for_a_group() {
+        return Verdict::Drop(Reason::UNROUTABLE);
+    }
+    if sender.ethernet.is_for_a_group() {
+        return Verdict::Drop(Reason::INVALID_DESTINATION_MAC);
+    }
     // A tunnel packet of a pod's own would let it claim any identity.
     let to_tunnel_port = u32::from(transport.destination_port()) == config.tunnel_port;
     if packet.protocol == protocol::UDP && !packet.later_fragment && to_tunnel_port {

@@ -3,7 +3,10 @@
 use basal_maps::addr::{FAMILY_IPV6, NetIp};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
-use crate::parse::{ETHERNET, IPV6, Ipv6Header, Packet, Transport, protocol};
+use crate::{
+    decide::Sender,
+    parse::{ETHERNET, Ethernet, IPV6, Ipv6Header, Packet, Transport, protocol},
+};
 
 /// Bytes of an ARP packet with its Ethernet header.
 pub const ARP_FRAME: usize = ETHERNET + 28;
@@ -18,18 +21,6 @@ const ADVERTISEMENT: u8 = 136;
 const ROUTER_SOLICITED_OVERRIDE: u8 = 0xe0;
 /// Option type of the target's link-layer address, and its length in units of 8 bytes.
 const TARGET_ADDRESS_OPTION: [u8; 2] = [2, 1];
-
-/// Ethernet header.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct Ethernet {
-    /// Receiver.
-    pub destination: [u8; 6],
-    /// Sender.
-    pub source: [u8; 6],
-    /// EtherType.
-    pub ethertype: U16,
-}
 
 /// An ARP packet for IPv4 over Ethernet (RFC 826).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -52,16 +43,29 @@ pub struct ArpFrame {
 }
 
 impl ArpFrame {
+    /// True when its addresses are MAC and IPv4 addresses.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_ipv4_over_ethernet(&self) -> bool {
+        let [hardware_hi, hardware_lo, protocol_hi, protocol_lo, hardware_len, protocol_len] = self.types;
+        u16::from_be_bytes([hardware_hi, hardware_lo]) == 1
+            && u16::from_be_bytes([protocol_hi, protocol_lo]) == 0x0800
+            && hardware_len == 6
+            && protocol_len == 4
+    }
+
+    /// Who sent the packet to a device; `None` when the frame and the packet in it tell two MAC addresses.
+    #[must_use]
+    #[inline(always)]
+    pub fn sender(&self, ifindex: u32) -> Option<Sender<'_>> {
+        (self.sender_mac == self.ethernet.source).then_some(Sender { ifindex, ethernet: &self.ethernet })
+    }
+
     /// True for a request for `router`.
     #[must_use]
     #[inline(always)]
     pub fn asks_for(&self, router: NetIp) -> bool {
-        let [hardware_hi, hardware_lo, protocol_hi, protocol_lo, hardware_len, protocol_len] = self.types;
-        let ipv4_over_ethernet = u16::from_be_bytes([hardware_hi, hardware_lo]) == 1
-            && u16::from_be_bytes([protocol_hi, protocol_lo]) == 0x0800
-            && hardware_len == 6
-            && protocol_len == 4;
-        ipv4_over_ethernet
+        self.is_ipv4_over_ethernet()
             && self.operation.get() == 1
             && !router.is_unspecified()
             && NetIp::v4(self.target_ip) == router

@@ -19,6 +19,10 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// EtherType of IPv6.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// EtherType of a VLAN tag (802.1Q).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of an outer VLAN tag (802.1ad).
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
 /// Protocol numbers (IANA).
 pub mod protocol {
@@ -42,6 +46,27 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
     /// SCTP.
     pub const SCTP: u8 = 132;
+}
+
+/// Ethernet header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Ethernet {
+    /// Receiver.
+    pub destination: [u8; 6],
+    /// Sender.
+    pub source: [u8; 6],
+    /// EtherType.
+    pub ethertype: U16,
+}
+
+impl Ethernet {
+    /// True for a frame that is for more than one receiver.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_for_a_group(&self) -> bool {
+        self.destination[0] & 1 == 1
+    }
 }
 
 /// IPv4 header without options (RFC 791).
@@ -164,17 +189,28 @@ impl Ipv6Header {
 }
 
 impl Packet {
-    /// True for destinations that never leave a link: multicast, the IPv4 broadcast address, link-local ones.
+    /// True for destinations with more than one receiver: multicast, the IPv4 broadcast address.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_for_a_group(&self) -> bool {
+        let ip = &self.destination.0;
+        if self.family == FAMILY_IPV6 { ip[0] == 0xff } else { ip[0] & 0xf0 == 0xe0 || ip[..4] == [255; 4] }
+    }
+
+    /// True for destinations that never leave a link: groups, link-local ones.
     #[must_use]
     #[inline(always)]
     pub fn stays_on_link(&self) -> bool {
-        let ip = &self.destination.0;
-        if self.family == FAMILY_IPV6 {
-            ip[0] == 0xff || (ip[0] == 0xfe && ip[1] & 0xc0 == 0x80)
-        } else {
-            ip[0] & 0xf0 == 0xe0 || (ip[0] == 169 && ip[1] == 254) || ip[0] == 255
-        }
+        self.is_for_a_group() || is_link_local(&self.destination, self.family)
     }
+}
+
+/// True for addresses that mean something on one link only (RFC 3927, RFC 4291).
+#[must_use]
+#[inline(always)]
+pub const fn is_link_local(ip: &NetIp, family: u8) -> bool {
+    let [first, second, ..] = ip.0;
+    if family == FAMILY_IPV6 { first == 0xfe && second & 0xc0 == 0x80 } else { first == 169 && second == 254 }
 }
 
 /// The first four bytes of a transport header: two ports, or an ICMP type and code.
@@ -242,9 +278,10 @@ mod tests {
         for destination in [[224, 0, 0, 22], [239, 1, 2, 3], [255, 255, 255, 255], [169, 254, 1, 1]] {
             assert!(v4(|b| b[16..].copy_from_slice(&destination)).unwrap().stays_on_link(), "{destination:?}");
         }
-        for destination in [[10, 0, 0, 1], [223, 255, 255, 255], [240, 0, 0, 1]] {
+        for destination in [[10, 0, 0, 1], [223, 255, 255, 255], [240, 0, 0, 1], [255, 255, 255, 254]] {
             assert!(!v4(|b| b[16..].copy_from_slice(&destination)).unwrap().stays_on_link(), "{destination:?}");
         }
+        assert!(!v4(|b| b[16..].copy_from_slice(&[169, 254, 1, 1])).unwrap().is_for_a_group());
         for (first, second, stays) in [(0xff, 2, true), (0xfe, 0x80, true), (0xfe, 0xc0, false), (0xfd, 0, false)] {
             let mut bytes = [0; IPV6];
             (bytes[0], bytes[24], bytes[25]) = (0x60, first, second);

@@ -11,6 +11,10 @@ impl Reason {
     pub const FORWARDED: Self = Self(0);
     /// Received from another node, or from outside, unencrypted.
     pub const PLAINTEXT: Self = Self(3);
+    /// The source MAC address is not the sender's.
+    pub const INVALID_SOURCE_MAC: Self = Self(130);
+    /// A packet for one receiver in a frame for many.
+    pub const INVALID_DESTINATION_MAC: Self = Self(131);
     /// The source address is not the sender's.
     pub const INVALID_SOURCE_IP: Self = Self(132);
     /// A header is cut short or contradicts itself.
@@ -23,7 +27,7 @@ impl Reason {
     pub const NO_TUNNEL_KEY: Self = Self(147);
     /// Neighbour discovery for an address that nobody here answers for.
     pub const UNKNOWN_TARGET: Self = Self(150);
-    /// An address that belongs to the cluster's network and to nobody in it.
+    /// An address that leads to nobody: one of the cluster's network that nobody has, or a group's.
     pub const UNROUTABLE: Self = Self(151);
     /// The destination's row has no node to tunnel to.
     pub const NO_TUNNEL_ENDPOINT: Self = Self(160);
@@ -33,6 +37,8 @@ impl Reason {
     pub const ENCAPSULATION_PROHIBITED: Self = Self(170);
     /// A source identity that nobody may send with.
     pub const INVALID_IDENTITY: Self = Self(171);
+    /// A frame with a VLAN tag.
+    pub const VLAN_FILTERED: Self = Self(182);
     /// The endpoint exists and its policy program is not in place.
     pub const ENDPOINT_NOT_READY: Self = Self(203);
 
@@ -144,11 +150,14 @@ mod tests {
         for (reason, text) in [
             (Reason::FORWARDED, "Success"),
             (Reason::PLAINTEXT, "Interface"),
+            (Reason::INVALID_SOURCE_MAC, "Invalid source mac"),
+            (Reason::INVALID_DESTINATION_MAC, "Invalid destination mac"),
             (Reason::INVALID_SOURCE_IP, "Invalid source ip"),
             (Reason::UNSUPPORTED_L3, "Unsupported L3 protocol"),
             (Reason::UNROUTABLE, "Stale or unroutable IP"),
             (Reason::NO_TUNNEL_ENDPOINT, "No tunnel/encapsulation endpoint (datapath BUG!)"),
             (Reason::INVALID_IDENTITY, "Invalid identity"),
+            (Reason::VLAN_FILTERED, "VLAN traffic disallowed by VLAN filter"),
             (Reason::ENDPOINT_NOT_READY, "Endpoint policy program not available"),
             (Reason(207), "First logical datagram fragment not found from world"),
         ] {

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod adoption;
+mod bench;
 mod check;
 mod forward;
 mod harness;
+mod hostile;
 mod layout;
 mod overlay;
 mod programs;

@@ -1,13 +1,7 @@
 //! Every path of the programs, by BPF_PROG_TEST_RUN: what is returned, which bytes come out, what is counted.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::UdpSocket,
-    path::{Path, PathBuf},
-};
+use std::net::UdpSocket;
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use basal_datapath::{linux::maps::PinnedMaps, plan::Peer, rows, state::Symbol};
 use basal_maps::{
     ipcache::{FLAG_HAS_TUNNEL_ENDPOINT, IpcacheKey, RemoteEndpointInfo},
@@ -15,157 +9,13 @@ use basal_maps::{
 };
 use zerocopy::IntoBytes as _;
 
-use crate::harness::{Netns, Node, node, pair, remote, sandbox};
-
-const OK: u32 = 0;
-const SHOT: u32 = 2;
-const REDIRECT: u32 = 7;
-
-const INGRESS: u8 = 1;
-const EGRESS: u8 = 2;
-const HOST: u8 = 1;
-const LXC: u8 = 2;
-const OVERLAY: u8 = 3;
-
-/// `__sk_buff` (linux/bpf.h): its size, and where mark and ifindex are.
-const CONTEXT: usize = 192;
-const MARK: usize = 8;
-const IFINDEX: usize = 40;
-
-const POD_MAC: [u8; 6] = [2, 1, 1, 0, 0, 7];
-const GATEWAY_MAC: [u8; 6] = [2, 2, 1, 0, 0, 7];
-const IDENTITY: u32 = 0x0001_1111;
-
-/// What a program did with a packet.
-#[derive(Debug)]
-struct Run {
-    action: u32,
-    frame: Vec<u8>,
-    mark: u32,
-    /// Reason, direction and file of each counter that moved, and by how many packets.
-    counted: Vec<(u8, u8, u8, u64)>,
-}
-
-/// A node with two pods, whose programs are run by hand.
-struct Bench {
-    node: Node,
-    _pods: [Netns; 2],
-}
-
-impl Bench {
-    fn new(bpffs: &Path, legacy: bool) -> Self {
-        let mut node = node(bpffs, 1);
-        node.plan.legacy_routing = legacy;
-        node.plan.remote_nodes.insert("two".to_owned(), remote(2));
-        let pods = [node.add_pod(7, IDENTITY), node.add_pod(8, 3333)];
-        node.converge();
-        // Attached, the programs would also count what the kernel sends by itself: solicitations, MLD reports.
-        for link in below(&node.paths.bpffs.join("cilium"), 4) {
-            node.netns.run(&format!("bpftool link detach pinned {}", link.display())).unwrap();
-        }
-        Self { node, _pods: pods }
-    }
-
-    fn ifindex(&self, id: u16) -> u32 {
-        self.node.read().devices[&self.node.plan.endpoints[&id].link].index
-    }
-
-    fn run(&self, symbol: Symbol, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Run {
-        let maps = PinnedMaps::new(self.node.paths.maps());
-        let set = self.node.read().state.programs.first().unwrap().to_string();
-        let pin = self.node.paths.bpffs.join("basal/programs").join(set).join(symbol.as_str());
-        let before = counters(&maps);
-        let mut run = self.node.netns.enter(|| test_run(&pin, ifindex, skb_mark, frame));
-        let after = counters(&maps);
-        for (key, count) in after {
-            let moved = count - before.get(&key).copied().unwrap_or_default();
-            if moved > 0 {
-                run.counted.push((key.0, key.1, key.2, moved));
-            }
-        }
-        run
-    }
-
-    /// What the first pod sends.
-    fn pod_sends(&self, frame: &[u8]) -> Run {
-        self.run(Symbol::FromContainer, self.ifindex(7), 0, frame)
-    }
-
-    /// What the stack sends to `cilium_host`.
-    fn host_sends(&self, skb_mark: u32, frame: &[u8]) -> Run {
-        self.run(Symbol::FromHost, 0, skb_mark, frame)
-    }
-}
-
-/// What is so many folders below one.
-fn below(folder: &Path, depth: usize) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    if depth == 1 { entries.collect() } else { entries.flat_map(|entry| below(&entry, depth - 1)).collect() }
-}
-
-fn counters(maps: &PinnedMaps) -> BTreeMap<(u8, u8, u8), u64> {
-    let mut sums = BTreeMap::new();
-    for (key, value) in maps.metrics().unwrap() {
-        assert_ne!(key.line, 0);
-        *sums.entry((key.reason, key.dir, key.file)).or_default() += value.count;
-    }
-    sums
-}
-
-fn test_run(pin: &Path, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Run {
-    let program = SchedClassifier::from_pin(pin).unwrap();
-    let mut context = [0; CONTEXT];
-    context[MARK..MARK + 4].copy_from_slice(&skb_mark.to_ne_bytes());
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    let (mut data_out, mut ctx_out) = (vec![0; frame.len() + 64], [0; CONTEXT]);
-    let mut options = TestRunOptions::new();
-    options.data_in = Some(frame);
-    options.data_out = Some(&mut data_out);
-    options.ctx_in = Some(&context);
-    options.ctx_out = Some(&mut ctx_out);
-    let result = program.test_run(options).unwrap();
-    data_out.truncate(result.data_size_out as usize);
-    let marked = ctx_out[MARK..MARK + 4].try_into().map(u32::from_ne_bytes).unwrap();
-    Run { action: result.return_value, frame: data_out, mark: marked, counted: Vec::new() }
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    [&GATEWAY_MAC[..], &POD_MAC, &ethertype.to_be_bytes(), payload].concat()
-}
-
-fn ipv4(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let octets = |ip: &str| ip.parse::<std::net::Ipv4Addr>().unwrap().octets();
-    let length = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
-    let mut header = [0x45, 0, length[0], length[1], 0, 1, 0, 0, 64, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    header[12..16].copy_from_slice(&octets(source));
-    header[16..].copy_from_slice(&octets(destination));
-    let sum = checksum(&header).to_be_bytes();
-    header[10..12].copy_from_slice(&sum);
-    ethernet(0x0800, &[&header[..], payload].concat())
-}
-
-fn ipv6(source: &str, destination: &str, protocol: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
-    let octets = |ip: &str| ip.parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
-    let head = [0x60, 0, 0, 0, length[0], length[1], protocol, hops];
-    ethernet(0x86dd, &[&head[..], &octets(source), &octets(destination), payload].concat())
-}
-
-const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
-const ECHO_V6: [u8; 8] = [128, 0, 0, 0, 0, 0, 0, 0];
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
+use crate::{
+    bench::{
+        Bench, ECHO, ECHO_V6, EGRESS, GATEWAY_MAC, HOST, ICMP, ICMPV6, IDENTITY, INGRESS, LXC, OK, OVERLAY, POD_MAC,
+        REDIRECT, SHOT, TCP, UDP, checksum, counters, ethernet, ipv4, ipv6,
+    },
+    harness::{Netns, pair, sandbox},
+};
 
 #[test]
 fn a_pods_packets_are_marked_and_passed_to_the_stack() {
@@ -187,26 +37,76 @@ fn a_pods_packets_are_marked_and_passed_to_the_stack() {
     });
 }
 
-#[test]
-fn what_a_pod_may_not_send_is_dropped_with_ciliums_reason() {
+/// Drops what a pod sends, each with its reason.
+fn dropped<const N: usize>(frames: [(Vec<u8>, u8); N]) {
     sandbox(|bpffs| {
         let bench = Bench::new(bpffs, true);
-        let mut version = ipv4("10.1.1.7", "10.1.2.7", ICMP, &ECHO);
-        version[14] = 0x55;
-        for (frame, reason) in [
-            (ipv4("10.1.1.8", "10.1.2.7", ICMP, &ECHO), 132),
-            (ipv4("10.1.1.1", "10.1.2.7", ICMP, &ECHO), 132),
-            (ipv6("fe80::1", "ff02::16", ICMPV6, 1, &ECHO_V6), 132),
-            (arp([10, 1, 1, 1])[..30].to_vec(), 134),
-            (version, 134),
-            (ethernet(0x88cc, &[0; 46]), 139),
-            (ipv4("10.1.1.7", "192.168.77.2", UDP, &[0x80, 0, 0x21, 0x18, 0, 8, 0, 0]), 170),
-            (ipv6("fd00:1:1::7", "fd77::2", UDP, 64, &[0x80, 0, 0x21, 0x18, 0, 8, 0, 0]), 170),
-        ] {
-            let run = bench.pod_sends(&frame);
-            assert_eq!((run.action, run.counted), (SHOT, vec![(reason, EGRESS, LXC, 1)]));
+        for (frame, reason) in &frames {
+            let run = bench.pod_sends(frame);
+            assert_eq!((run.action, run.counted), (SHOT, vec![(*reason, EGRESS, LXC, 1)]), "{frame:x?}");
         }
     });
+}
+
+#[test]
+fn what_a_pod_may_not_send_is_dropped_with_ciliums_reason() {
+    let mut version = ipv4("10.1.1.7", "10.1.2.7", ICMP, &ECHO);
+    version[14] = 0x55;
+    dropped([
+        (arp([10, 1, 1, 1])[..30].to_vec(), 134),
+        (version, 134),
+        (ethernet(0x88cc, &[0; 46]), 139),
+        (ethernet(0x8100, &[&[0, 5, 8, 0][..], &[0; 46]].concat()), 182),
+        (ethernet(0x88a8, &[&[0, 5, 0x81, 0][..], &[0; 46]].concat()), 182),
+        (ipv4("10.1.1.7", "192.168.77.2", UDP, &[0x80, 0, 0x21, 0x18, 0, 8, 0, 0]), 170),
+        (ipv6("fd00:1:1::7", "fd77::2", UDP, 64, &[0x80, 0, 0x21, 0x18, 0, 8, 0, 0]), 170),
+    ]);
+}
+
+/// A frame with another source MAC address.
+fn spoofed(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[6..12].copy_from_slice(&[2, 1, 1, 0, 0, 8]);
+    frame
+}
+
+#[test]
+fn a_pod_cannot_speak_for_another() {
+    let mut arp_mac = arp([10, 1, 1, 1]);
+    arp_mac[22..28].copy_from_slice(&[2, 1, 1, 0, 0, 8]);
+    let mut arp_ip = arp([10, 1, 1, 1]);
+    arp_ip[28..32].copy_from_slice(&[10, 1, 1, 8]);
+    let mut arp_reply = arp([10, 1, 1, 1]);
+    arp_reply[21] = 2;
+    arp_reply[28..32].copy_from_slice(&[10, 1, 1, 1]);
+    dropped([
+        (ipv4("10.1.1.8", "10.1.2.7", ICMP, &ECHO), 132),
+        (ipv4("10.1.1.1", "10.1.2.7", ICMP, &ECHO), 132),
+        (ipv6("fe80::1", "ff02::16", ICMPV6, 1, &ECHO_V6), 132),
+        (ipv6("fd00:1:1::8", "fd00:1:2::7", TCP, 64, &[0; 20]), 132),
+        (arp_ip, 132),
+        (arp_reply, 132),
+        (solicitation("fd00:1:1::8", "fd00:1:1::1", &[]), 132),
+        (spoofed(ipv4("10.1.1.7", "10.1.2.7", ICMP, &ECHO)), 130),
+        (spoofed(ipv6("fd00:1:1::7", "fd00:1:2::7", TCP, 64, &[0; 20])), 130),
+        (spoofed(arp([10, 1, 1, 1])), 130),
+        (arp_mac, 130),
+        (spoofed(solicitation("fd00:1:1::7", "fd00:1:1::1", &[])), 130),
+    ]);
+}
+
+#[test]
+fn a_pods_packets_for_groups_are_dropped() {
+    let broadcast = |mut frame: Vec<u8>| {
+        frame[..6].fill(0xff);
+        frame
+    };
+    dropped([
+        (ipv4("10.1.1.7", "224.0.0.251", UDP, &[0x14, 0xe9, 0x14, 0xe9, 0, 8, 0, 0]), 151),
+        (broadcast(ipv4("10.1.1.7", "255.255.255.255", UDP, &[0, 68, 0, 67, 0, 8, 0, 0])), 151),
+        (ipv6("fd00:1:1::7", "ff02::fb", UDP, 255, &[0x14, 0xe9, 0x14, 0xe9, 0, 8, 0, 0]), 151),
+        (broadcast(ipv4("10.1.1.7", "10.1.1.8", ICMP, &ECHO)), 131),
+        (broadcast(ipv6("fd00:1:1::7", "fd00:1:1::8", ICMPV6, 64, &ECHO_V6)), 131),
+    ]);
 }
 
 fn arp(target: [u8; 4]) -> Vec<u8> {
@@ -224,9 +124,12 @@ fn arp_for_the_gateway_is_answered_and_nothing_else() {
         let reply = [&POD_MAC[..], &GATEWAY_MAC, &[8, 6], &body].concat();
         assert_eq!((run.action, run.frame), (REDIRECT, reply));
 
-        let other = arp([10, 1, 1, 9]);
-        let run = bench.pod_sends(&other);
-        assert_eq!((run.action, run.frame), (OK, other));
+        let mut probe = arp([10, 1, 1, 7]);
+        probe[28..32].fill(0);
+        for other in [arp([10, 1, 1, 9]), probe] {
+            let run = bench.pod_sends(&other);
+            assert_eq!((run.action, run.frame), (OK, other));
+        }
     });
 }
 

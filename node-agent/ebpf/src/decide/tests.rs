@@ -2,7 +2,9 @@ extern crate std;
 
 use std::{collections::BTreeMap, vec::Vec};
 
-use basal_maps::{config::FLAG_LEGACY_ROUTING, endpoint::EndpointInfo, ipcache::IpcacheKey};
+use basal_maps::{addr::Mac64, config::FLAG_LEGACY_ROUTING, endpoint::EndpointInfo, ipcache::IpcacheKey};
+
+use zerocopy::big_endian::U16;
 
 use super::*;
 
@@ -13,6 +15,9 @@ const REMOTE_POD: [u8; 4] = [10, 0, 2, 9];
 const REMOTE_NODE: [u8; 4] = [192, 168, 0, 2];
 const WORLD: [u8; 4] = [8, 8, 8, 8];
 const LXC_A: u32 = 20;
+const MAC_A: [u8; 6] = [2, 0, 0, 0, 0, 20];
+const FRAME_A: Ethernet = Ethernet { destination: [2, 0, 0, 0, 1, 20], source: MAC_A, ethertype: U16::new(0x0800) };
+const FROM_A: Sender = Sender { ifindex: LXC_A, ethernet: &FRAME_A };
 
 const ECHO: Transport = Transport([8, 0, 0, 0]);
 
@@ -48,8 +53,10 @@ impl Tables for Model {
     }
 }
 
+/// A pod whose MAC address ends in its device's index.
 fn pod(ifindex: u32, lxc_id: u16, sec_id: u32) -> EndpointInfo {
-    EndpointInfo { ifindex, lxc_id, sec_id, ..EndpointInfo::default() }
+    let mac = Mac64 { octets: [2, 0, 0, 0, 0, ifindex as u8], pad: [0; 2] };
+    EndpointInfo { ifindex, lxc_id, sec_id, mac, ..EndpointInfo::default() }
 }
 
 /// Two pods here, one over there known by its CIDR's row in the tunnel map only.
@@ -91,7 +98,7 @@ const TO_REMOTE: TunnelEndpoint = TunnelEndpoint { ip: NetIp::v4(REMOTE_NODE), i
 fn a_pods_packets_pass_the_stack_with_its_identity() {
     let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
     for destination in [POD_B, REMOTE_POD, WORLD, ROUTER] {
-        let verdict = from_container(&model, &config, LXC_A, &packet(POD_A, destination, protocol::ICMP), ECHO);
+        let verdict = from_container(&model, &config, FROM_A, &packet(POD_A, destination, protocol::ICMP), ECHO);
         assert_eq!(verdict, Verdict::Stack { identity: 1111 }, "{destination:?}");
     }
 }
@@ -100,8 +107,28 @@ fn a_pods_packets_pass_the_stack_with_its_identity() {
 fn a_pod_sends_from_its_own_address_and_device_only() {
     let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
     for (source, ifindex) in [(WORLD, LXC_A), (POD_B, LXC_A), (ROUTER, LXC_A), (ROUTER, 0), (POD_A, 21)] {
-        let verdict = from_container(&model, &config, ifindex, &packet(source, POD_B, protocol::TCP), ECHO);
+        let sender = Sender { ifindex, ..FROM_A };
+        let verdict = from_container(&model, &config, sender, &packet(source, POD_B, protocol::TCP), ECHO);
         assert_eq!(verdict, Verdict::Drop(Reason::INVALID_SOURCE_IP), "{source:?} on {ifindex}");
+    }
+    let sender = Sender { ethernet: &Ethernet { source: [2, 0, 0, 0, 0, 21], ..FRAME_A }, ..FROM_A };
+    let verdict = from_container(&model, &config, sender, &packet(POD_A, POD_B, protocol::TCP), ECHO);
+    assert_eq!(verdict, Verdict::Drop(Reason::INVALID_SOURCE_MAC));
+}
+
+#[test]
+fn a_pod_sends_to_no_group() {
+    for config in [config(FLAG_LEGACY_ROUTING), config(0)] {
+        let model = node();
+        for destination in [[224, 0, 0, 251], [239, 255, 255, 250], [255; 4]] {
+            let verdict = from_container(&model, &config, FROM_A, &packet(POD_A, destination, 2), ECHO);
+            assert_eq!(verdict, Verdict::Drop(Reason::UNROUTABLE), "{destination:?}");
+        }
+        let metadata = packet(POD_A, [169, 254, 169, 254], protocol::TCP);
+        assert_eq!(from_container(&model, &config, FROM_A, &metadata, ECHO), Verdict::Stack { identity: 1111 });
+        let broadcast = Sender { ethernet: &Ethernet { destination: [0xff; 6], ..FRAME_A }, ..FROM_A };
+        let verdict = from_container(&model, &config, broadcast, &packet(POD_A, POD_B, protocol::ICMP), ECHO);
+        assert_eq!(verdict, Verdict::Drop(Reason::INVALID_DESTINATION_MAC));
     }
 }
 
@@ -110,19 +137,19 @@ fn a_pod_cannot_send_tunnel_packets() {
     let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
     let vxlan = Transport([0x80, 0, 0x21, 0x18]);
     let udp = packet(POD_A, REMOTE_NODE, protocol::UDP);
-    let verdict = from_container(&model, &config, LXC_A, &udp, vxlan);
+    let verdict = from_container(&model, &config, FROM_A, &udp, vxlan);
     assert_eq!(verdict, Verdict::Drop(Reason::ENCAPSULATION_PROHIBITED));
     let tcp = packet(POD_A, REMOTE_NODE, protocol::TCP);
-    assert_eq!(from_container(&model, &config, LXC_A, &tcp, vxlan), Verdict::Stack { identity: 1111 });
+    assert_eq!(from_container(&model, &config, FROM_A, &tcp, vxlan), Verdict::Stack { identity: 1111 });
     let later = Packet { fragment: true, later_fragment: true, ..udp };
-    assert_eq!(from_container(&model, &config, LXC_A, &later, vxlan), Verdict::Stack { identity: 1111 });
+    assert_eq!(from_container(&model, &config, FROM_A, &later, vxlan), Verdict::Stack { identity: 1111 });
 }
 
 #[test]
 fn only_flows_that_kube_proxy_cannot_touch_go_direct() {
     let (model, config) = (node(), config(0));
     let local = pod(21, 8, 2222);
-    let direct = |packet: Packet, transport| match from_container(&model, &config, LXC_A, &packet, transport) {
+    let direct = |packet: Packet, transport| match from_container(&model, &config, FROM_A, &packet, transport) {
         Verdict::Stack { identity: 1111 } => false,
         Verdict::Deliver { endpoint, identity: 1111, direct: true } => *endpoint == local,
         other => panic!("{other:?}"),
@@ -143,7 +170,7 @@ fn only_flows_that_kube_proxy_cannot_touch_go_direct() {
 fn the_direct_path_crosses_nodes_when_the_packet_fits() {
     let (model, config) = (node(), config(0));
     let echo = packet(POD_A, REMOTE_POD, protocol::ICMP);
-    let verdict = |packet| from_container(&model, &config, LXC_A, &packet, ECHO);
+    let verdict = |packet| from_container(&model, &config, FROM_A, &packet, ECHO);
     assert_eq!(verdict(echo), Verdict::Encapsulate { to: TO_REMOTE, identity: 1111 });
     assert_eq!(verdict(Packet { length: 1451, ..echo }), Verdict::Stack { identity: 1111 });
     assert_eq!(verdict(packet(POD_A, WORLD, protocol::ICMP)), Verdict::Stack { identity: 1111 });

@@ -12,7 +12,10 @@ use aya_ebpf::{
 };
 use basal_ebpf::{
     decide::{TunnelEndpoint, Verdict},
-    parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Ipv6Header, Packet, Transport, protocol},
+    parse::{
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ipv4Header, Ipv6Header,
+        Packet, Transport, protocol,
+    },
 };
 use basal_maps::{
     addr::FAMILY_IPV6,
@@ -41,6 +44,9 @@ const TUNNEL_KEY_SIZE: u32 = size_of::<TunnelKey>() as u32;
 const TUNNEL_TTL: u8 = 64;
 /// `PACKET_HOST` (linux/if_packet.h): the packet is for this machine.
 const PACKET_HOST: u32 = 0;
+
+/// The VLAN's number in a tag; the other bits are priority and what to drop first.
+const VLAN_ID: u32 = 0xfff;
 
 /// Slots of the control buffer that a tail call hands over: the source's identity (Cilium's slot 0 too), what follows,
 /// and the device to deliver to.
@@ -78,11 +84,17 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// EtherType, as the kernel knows it.
+    /// EtherType, as the kernel knows it; of a frame with a VLAN tag, why it is dropped. The kernel takes the outermost
+    /// tag out of the frame before programs see it. A tag without a VLAN's number gives a priority only.
     #[inline(always)]
-    pub(super) fn ethertype(&self) -> u16 {
+    pub(super) fn ethertype(&self) -> Result<u16, Reason> {
         // SAFETY: the context pointer is valid for the program's run; so in the functions below.
-        u16::from_be(unsafe { (*self.ctx.skb.skb).protocol } as u16)
+        let skb = unsafe { &*self.ctx.skb.skb };
+        match u16::from_be(skb.protocol as u16) {
+            ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Err(Reason::VLAN_FILTERED),
+            _ if skb.vlan_present != 0 && skb.vlan_tci & VLAN_ID != 0 => Err(Reason::VLAN_FILTERED),
+            ethertype => Ok(ethertype),
+        }
     }
 
     /// Interface index of the device that the program is attached to.
@@ -102,7 +114,7 @@ impl Frame {
     /// The IP header of an IPv4 or IPv6 packet.
     #[inline(always)]
     pub(super) fn packet(&self) -> Result<Packet, Reason> {
-        match self.ethertype() {
+        match self.ethertype()? {
             ETHERTYPE_IPV4 => {
                 let mut header = MaybeUninit::<Ipv4Header>::uninit();
                 self.read(ETHERNET, &mut header)?.packet()

@@ -4,13 +4,12 @@ use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use basal_ebpf::{
-    decide::{self, Tables as _},
+    decide::{self, Sender},
     neighbour::{ADVERTISEMENT_FRAME, ArpFrame, Neighbour, is_solicitation},
-    parse::{ETHERTYPE_ARP, Packet, Transport},
+    parse::{ETHERTYPE_ARP, Ethernet, Packet, is_link_local},
 };
 use basal_maps::{
     addr::{FAMILY_IPV4, NetIp},
-    endpoint::EndpointKey,
     metrics::{Direction, File},
     reason::Reason,
 };
@@ -25,47 +24,46 @@ use super::{
 #[classifier]
 pub(super) fn cil_from_container(ctx: TcContext) -> i32 {
     let mut frame = Frame { ctx, file: File::Lxc, drops: Direction::Egress };
-    if frame.ethertype() == ETHERTYPE_ARP {
-        return answer_arp(&frame);
-    }
-    let packet = match frame.packet() {
-        Ok(packet) => packet,
-        Err(reason) => return frame.drop(reason, line!()),
-    };
-    let transport = frame.transport(&packet);
-    if is_solicitation(&packet, transport) {
-        return match answer_solicitation(&frame, &packet) {
-            Ok(action) => action,
-            Err(reason) => frame.drop(reason, line!()),
-        };
-    }
-    forward(&mut frame, &packet, transport)
-}
-
-#[inline(always)]
-fn forward(frame: &mut Frame, packet: &Packet, transport: Transport) -> i32 {
-    let config = config();
-    let verdict = decide::from_container(&Pinned, &config, frame.ifindex(), packet, transport);
-    frame.act(verdict, packet, &config, line!())
-}
-
-/// Answers for the router address; other questions, and those of senders that no row tells of, are the stack's.
-#[inline(always)]
-fn answer_arp(frame: &Frame) -> i32 {
-    let mut memory = MaybeUninit::<ArpFrame>::uninit();
-    let arp = match frame.read(0, &mut memory) {
-        Ok(arp) => arp,
-        Err(reason) => return frame.drop(reason, line!()),
-    };
-    if !arp.asks_for(config().router_ipv4) {
-        return OK;
-    }
-    let Some(mac) = gateway_mac(frame, NetIp::v4(arp.sender_ip), FAMILY_IPV4) else { return OK };
-    arp.turn_into_reply(mac);
-    match frame.write(0, arp) {
-        Ok(()) => redirect(frame.ifindex()),
+    match receive(&mut frame) {
+        Ok(action) => action,
         Err(reason) => frame.drop(reason, line!()),
     }
+}
+
+#[inline(always)]
+fn receive(frame: &mut Frame) -> Result<i32, Reason> {
+    if frame.ethertype()? == ETHERTYPE_ARP {
+        return answer_arp(frame);
+    }
+    let packet = frame.packet()?;
+    let transport = frame.transport(&packet);
+    if is_solicitation(&packet, transport) {
+        return answer_solicitation(frame, &packet);
+    }
+    let mut memory = MaybeUninit::<Ethernet>::uninit();
+    let sender = Sender { ifindex: frame.ifindex(), ethernet: frame.read(0, &mut memory)? };
+    let config = config();
+    let verdict = decide::from_container(&Pinned, &config, sender, &packet, transport);
+    Ok(frame.act(verdict, &packet, &config, line!()))
+}
+
+/// Answers for the router address; other questions are the stack's, and so is that of a sender who has no address yet.
+#[inline(always)]
+fn answer_arp(frame: &Frame) -> Result<i32, Reason> {
+    let mut memory = MaybeUninit::<ArpFrame>::uninit();
+    let arp = frame.read(0, &mut memory)?;
+    let source = NetIp::v4(arp.sender_ip);
+    if !arp.is_ipv4_over_ethernet() || source.is_unspecified() {
+        return Ok(OK);
+    }
+    let sender = arp.sender(frame.ifindex()).ok_or(Reason::INVALID_SOURCE_MAC)?;
+    let endpoint = sender.endpoint(&Pinned, source, FAMILY_IPV4)?;
+    if !arp.asks_for(config().router_ipv4) {
+        return Ok(OK);
+    }
+    arp.turn_into_reply(endpoint.node_mac.octets);
+    frame.write(0, arp)?;
+    Ok(redirect(frame.ifindex()))
 }
 
 /// Answers for the router address; everything else that a pod may reach is behind it.
@@ -76,23 +74,21 @@ fn answer_solicitation(frame: &Frame, packet: &Packet) -> Result<i32, Reason> {
     if !message.asks_for(config().router_ipv6) {
         return Err(Reason::UNKNOWN_TARGET);
     }
-    // A solicitation may come from the pod's link-local address, which has no row. One that is sent to a single
-    // receiver repeats an address that was given before.
-    let known = gateway_mac(frame, packet.source, packet.family);
-    let repeated = Some(message.ethernet.destination).filter(|mac| mac[0] & 1 == 0);
-    let mac = known.or(repeated).ok_or(Reason::INVALID_SOURCE_IP)?;
+    let sender = Sender { ifindex: frame.ifindex(), ethernet: &message.ethernet };
+    let mac = match sender.endpoint(&Pinned, packet.source, packet.family) {
+        Ok(endpoint) => endpoint.node_mac.octets,
+        // The pod's link-local address has no row. What is sent to a single receiver repeats an address that was given
+        // before.
+        Err(_) if is_link_local(&packet.source, packet.family) && !message.ethernet.is_for_a_group() => {
+            message.ethernet.destination
+        }
+        Err(reason) => return Err(reason),
+    };
     let option = message.turn_into_advertisement(mac);
     frame.resize(ADVERTISEMENT_FRAME)?;
     frame.write(0, message)?;
     frame.write(size_of::<Neighbour>(), &option)?;
     Ok(redirect(frame.ifindex()))
-}
-
-/// The MAC address of the host side of the sender's pair.
-#[inline(always)]
-fn gateway_mac(frame: &Frame, sender: NetIp, family: u8) -> Option<[u8; 6]> {
-    let row = Pinned.endpoint(&EndpointKey::new(sender, family))?;
-    (row.ifindex == frame.ifindex()).then_some(row.node_mac.octets)
 }
 
 /// Called with a packet that is addressed to a pod and rewritten for it. While policies are not enforced, everything
