@@ -5,7 +5,9 @@
 mod adoption;
 mod bench;
 mod check;
+mod differential;
 mod forward;
+mod forwarding_model;
 mod harness;
 mod hostile;
 mod layout;
