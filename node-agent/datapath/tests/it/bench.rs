@@ -81,8 +81,13 @@ impl Bench {
         self.ifindexes[&id]
     }
 
+    /// Where a program is pinned.
+    pub(crate) fn pin(&self, symbol: Symbol) -> PathBuf {
+        self.programs.join(symbol.as_str())
+    }
+
     pub(crate) fn run(&self, symbol: Symbol, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Outcome {
-        let pin = self.programs.join(symbol.as_str());
+        let pin = self.pin(symbol);
         let before = counters(&self.maps);
         let mut run = self.node.netns.enter(|| test_run(&pin, ifindex, skb_mark, frame));
         for (key, count) in counters(&self.maps) {

@@ -5,6 +5,7 @@
 mod adoption;
 mod bench;
 mod check;
+mod complexity;
 mod differential;
 mod forward;
 mod forwarding_model;
