@@ -1,4 +1,8 @@
-//! Carries out what [`super::step`] says, one endpoint at a time, many endpoints at once.
+//! The endpoints of this node, and what the runtime's calls do to them: one call at a time for each endpoint, many
+//! endpoints at once.
+
+mod execute;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,15 +13,9 @@ use std::{
 };
 
 use basal_cni::api::{AddRequest, AddResult, AgentError, Attachment, CheckRequest, DelRequest};
-use basal_crds::{
-    directory::Directory,
-    identity::IdentityId,
-    kvstore::{IpRecord, IpTarget, NamedPort},
-    labels::Labels,
-};
+use basal_crds::{directory::Directory, identity::IdentityId, kvstore::NamedPort, labels::Labels};
 use basal_ipam::prefix::PodCidr;
 use basal_runtime::{env::SharedEnv, outcome::Outcome, sync::lock};
-use futures::{FutureExt, select_biased};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -25,24 +23,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    build::{endpoint, result},
+    build::result,
     error::AddError,
     record::{EndpointId, EndpointRecord, Phase},
     restore::Restored,
     state::{Slot, State},
-    step::{Seen, Step, next},
 };
 use crate::{
     identity::labels,
-    journal::{Journal, JournalError, JournalKey},
+    journal::{Journal, JournalKey},
     mac::MacAddr,
     sync::{AttachError, Datapath, Differences},
 };
-
-/// How long an ADD that waits for an address looks again without being told: a rest that ends tells nobody.
-const ADDRESS_PAUSE: Duration = Duration::from_secs(1);
-/// How long the identity of a pod is waited for before its endpoint starts as reserved:init.
-const IDENTITY_WAIT: Duration = Duration::from_secs(10);
 
 /// What is known of a pod, for the records of its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -164,17 +156,6 @@ impl Endpoints {
         let before = std::mem::replace(&mut *lock(&self.inner.host_ip), host_ip);
         if before != host_ip {
             self.announce_again();
-        }
-    }
-
-    /// Publishes the records of all endpoints whose records are published.
-    fn announce_again(&self) {
-        let announced: Vec<_> = self.read(|state| {
-            let announced = state.iter().filter(|(_, slot)| slot.announced);
-            announced.filter_map(|(key, slot)| Some((key.clone(), slot.record.clone()?))).collect()
-        });
-        for (key, record) in announced {
-            self.announce(&key, &record);
         }
     }
 
@@ -439,165 +420,6 @@ impl Endpoints {
         let _turn = self.turn(key).await;
         if let Err(error) = self.run(key, Phase::Removing).await {
             tracing::warn!(%key, %error, "the endpoint is not gone yet; it is tried again");
-        }
-    }
-
-    async fn reserve(
-        &self,
-        key: &JournalKey,
-        wanted: &[IpAddr],
-        given_up: &CancellationToken,
-    ) -> Result<(EndpointId, super::record::Addresses), AddError> {
-        loop {
-            let freed = self.inner.freed.notified();
-            if let Some(problem) = lock(&self.inner.problem).clone() {
-                return Err(AddError::Refused(problem));
-            }
-            let now = self.now();
-            let reserved = lock(&self.inner.state).reserve(key, wanted, now);
-            let refusal = match reserved {
-                Ok(place) => return Ok(place),
-                Err(refusal) if !refusal.is_temporary() => return Err(refusal.into()),
-                Err(refusal) => refusal,
-            };
-            tracing::info!(%key, %refusal, "ADD waits");
-            select_biased! {
-                () = given_up.cancelled().fuse() => return Err(AddError::GivenUp(refusal.to_string())),
-                () = freed.fuse() => {}
-                () = tokio::time::sleep(ADDRESS_PAUSE).fuse() => {}
-            }
-        }
-    }
-
-    async fn wait_for_identity(&self, key: &JournalKey, given_up: &CancellationToken) {
-        let mut changes = self.changes();
-        let known = async {
-            loop {
-                changes.mark_unchanged();
-                if self.read(|state| state.get(key).is_none_or(|slot| slot.reference.is_some())) {
-                    return;
-                }
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        select_biased! {
-            () = given_up.cancelled().fuse() => {}
-            () = known.fuse() => {}
-            () = tokio::time::sleep(IDENTITY_WAIT).fuse() => {
-                tracing::warn!(%key, "no identity yet; the endpoint starts as reserved:init");
-            }
-        }
-    }
-
-    fn seen(&self, key: &JournalKey) -> Seen {
-        self.read(|state| state.get(key).map_or(Seen::NOTHING, Slot::seen))
-    }
-
-    /// Carries out steps until the goal is reached. The caller has the endpoint's turn.
-    async fn run(&self, key: &JournalKey, goal: Phase) -> Result<(), AddError> {
-        if let Some(record) = lock(&self.inner.state).get_mut(key).and_then(|slot| slot.record.as_mut()) {
-            record.phase = record.phase.max(goal);
-        }
-        while let Some(step) = next(goal, &self.seen(key)) {
-            tracing::debug!(%key, ?step, "endpoint");
-            self.carry_out(key, step).await?;
-            self.touch();
-        }
-        Ok(())
-    }
-
-    async fn carry_out(&self, key: &JournalKey, step: Step) -> Result<(), AddError> {
-        let Some(slot) = self.read(|state| state.get(key).cloned()) else { return Ok(()) };
-        let change = |change: fn(&mut Slot)| {
-            if let Some(slot) = lock(&self.inner.state).get_mut(key) {
-                change(slot);
-            }
-        };
-        match (step, &slot.record) {
-            (Step::Record(phase), Some(record)) => {
-                let record = EndpointRecord { phase, ..record.clone() };
-                self.journal_answer(key, Some(phase), self.inner.journal.put(&record).await)?;
-            }
-            // A record that cannot be read cannot be rewritten: the removal goes on without the note.
-            (Step::Record(phase), None) => {
-                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
-                    slot.journal = Some(phase);
-                }
-            }
-            (Step::Connect, Some(record)) => {
-                let wanted = record.clone();
-                self.inner.datapath.attach(record.id, move |node| endpoint(&wanted, node)).await?;
-                change(|slot| slot.connected = true);
-            }
-            (Step::Announce, Some(record)) => self.announce(key, record),
-            // Its records live on under an earlier run's lease, if at all.
-            (Step::Connect | Step::Announce, None) => change(|slot| slot.announced = true),
-            (Step::Withdraw, _) => {
-                for ip in slot.addresses.iter() {
-                    self.inner.directory.withdraw_ip(IpTarget::Host(ip));
-                }
-                change(|slot| slot.announced = false);
-            }
-            (Step::Disconnect, _) => {
-                self.inner.datapath.detach(slot.id).await?;
-                change(|slot| slot.connected = false);
-            }
-            (Step::Forget, _) => {
-                self.journal_answer(key, None, self.inner.journal.remove(key).await)?;
-            }
-            (Step::Release, _) => {
-                if let Some(labels) = &slot.reference {
-                    self.inner.directory.release_identity(labels);
-                }
-                let now = self.now();
-                lock(&self.inner.state).release(key, now);
-                lock(&self.inner.details).remove(key);
-                self.inner.freed.notify_waiters();
-            }
-        }
-        Ok(())
-    }
-
-    fn journal_answer(
-        &self,
-        key: &JournalKey,
-        phase: Option<Phase>,
-        answer: Outcome<(), JournalError>,
-    ) -> Result<(), AddError> {
-        match answer {
-            Outcome::Done(()) => {
-                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
-                    slot.journal = phase;
-                }
-                Ok(())
-            }
-            Outcome::Refused(error) => Err(error.into()),
-            Outcome::Unknown(why) => Err(AddError::JournalUnknown(why)),
-        }
-    }
-
-    fn announce(&self, key: &JournalKey, record: &EndpointRecord) {
-        let details = lock(&self.inner.details).get(key).cloned().unwrap_or_default();
-        let lost = lock(&self.inner.lost).clone();
-        let host_ip = *lock(&self.inner.host_ip);
-        for ip in record.addresses.iter() {
-            if lost.iter().any(|block| block.contains_address(ip)) {
-                self.inner.directory.withdraw_ip(IpTarget::Host(ip));
-                continue;
-            }
-            let mut out = IpRecord::new(IpTarget::Host(ip), host_ip, record.identity);
-            if let Some(pod) = &record.pod {
-                out.namespace.clone_from(&pod.namespace);
-                out.pod_name.clone_from(&pod.name);
-            }
-            out.service_account.clone_from(&details.service_account);
-            out.named_ports.clone_from(&details.named_ports);
-            self.inner.directory.publish_ip(&out);
-        }
-        if let Some(slot) = lock(&self.inner.state).get_mut(key) {
-            slot.announced = true;
         }
     }
 }
