@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test soak bench-operator bench-ipam fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test soak fuzz bench-operator bench-ipam fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -37,6 +37,10 @@ soak: export SOAK_SECONDS ?= 300
 soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED; take agents, servers and records away under traffic (needs root)
 	$(E2E) test --exact kills_and_cuts_break_nothing
 	$(E2E) test --exact forwarding_goes_on_without_an_agent
+
+fuzz: T ?= 60
+fuzz: ## look with libFuzzer for inputs that break a reader, for T seconds (60) each, or TARGET=cni only
+	cargo xtask fuzz --seconds $(T) $(addprefix --target ,$(TARGET))
 
 bench-operator: ## measure the operator on a real API server and etcd, NODES=5000,10000 (1000 is a quick run)
 	cargo xtask setup --only parts

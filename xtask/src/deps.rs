@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["basal-kvstore", "basal-objects", "basal-datapath"],
     &["basal-sim"],
     &["basal-operator", "basal-agent", "basal", "basal-e2e", "xtask"],
-    &["xtask-docs"],
+    &["basal-fuzz", "xtask-docs"],
 ];
 
 /// Runs it.

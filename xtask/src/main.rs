@@ -7,6 +7,7 @@ mod crds;
 mod deps;
 mod docs;
 mod ebpf;
+mod fuzz;
 mod ignored;
 mod setup;
 mod test;
@@ -31,6 +32,8 @@ enum Step {
     Docs(docs::Args),
     /// Build the BPF object.
     Ebpf(ebpf::Args),
+    /// Look for inputs that break a reader, with libFuzzer.
+    Fuzz(fuzz::Args),
     /// Check that no test carries `#[ignore]`.
     Ignored,
     /// Install and build what a bare Debian 12 lacks: packages, BPF toolchain, Kubernetes parts, images.
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Step::Deps => deps::run(),
         Step::Docs(args) => docs::run(&args),
         Step::Ebpf(args) => ebpf::run(&args),
+        Step::Fuzz(args) => fuzz::run(&args),
         Step::Ignored => ignored::run(),
         Step::Setup(args) => setup::run(&args),
         Step::Test => test::run(),
