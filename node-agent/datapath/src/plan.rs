@@ -27,6 +27,8 @@ use crate::{
 pub const TUNNEL_OVERHEAD_IPV4: u32 = 50;
 /// The same over IPv6, whose header has 40 bytes.
 pub const TUNNEL_OVERHEAD_IPV6: u32 = 70;
+/// Bytes that every link must carry in one IPv6 packet (RFC 8200, 5).
+const IPV6_LEAST_MTU: u32 = 1280;
 /// Cilium's UDP port for VXLAN.
 pub const DEFAULT_TUNNEL_PORT: u16 = 8472;
 
@@ -129,8 +131,23 @@ impl NodePlan {
     /// MTU of routes to pods of other nodes and of the pods' default routes, in bytes.
     #[must_use]
     pub fn route_mtu(&self) -> u32 {
-        let overhead = if self.underlay_ipv6 { TUNNEL_OVERHEAD_IPV6 } else { TUNNEL_OVERHEAD_IPV4 };
-        self.device_mtu.saturating_sub(overhead)
+        self.device_mtu.saturating_sub(self.tunnel_overhead())
+    }
+
+    fn tunnel_overhead(&self) -> u32 {
+        if self.underlay_ipv6 { TUNNEL_OVERHEAD_IPV6 } else { TUNNEL_OVERHEAD_IPV4 }
+    }
+
+    /// Why pods of different nodes cannot do with the MTU, and the way out: IPv6 has a least one, in the tunnel too.
+    #[must_use]
+    pub fn mtu_problem(&self) -> Option<String> {
+        let (mtu, least) = (self.device_mtu, IPV6_LEAST_MTU + self.tunnel_overhead());
+        (self.routers.v6.is_some() && mtu < least).then(|| {
+            format!(
+                "MTU {mtu} is too small for IPv6 in the tunnel, which needs {least}: raise that of the node's device or \
+                 the key mtu, or set enable-ipv6 to \"false\""
+            )
+        })
     }
 
     /// What the node should have. What depends on a device's interface index appears once that device exists, so a node
@@ -390,6 +407,17 @@ mod tests {
         assert_eq!(route("10.0.2.0/24"), Route { gateway: Some(v4), source: Some(v4), mtu: Some(1450) });
         assert_eq!(route("fd00:0:2::/64"), Route { gateway: None, source: Some(v6), mtu: Some(1450) });
         assert_eq!(NodePlan { underlay_ipv6: true, ..plan() }.route_mtu(), 1430);
+    }
+
+    #[test]
+    fn an_mtu_that_ipv6_cannot_do_with_is_told() {
+        let with = |device_mtu, underlay_ipv6| NodePlan { device_mtu, underlay_ipv6, ..plan() };
+        assert_eq!(with(1330, false).mtu_problem(), None);
+        assert!(with(1329, false).mtu_problem().unwrap().contains("needs 1330"));
+        assert_eq!(with(1350, true).mtu_problem(), None);
+        assert!(with(1349, true).mtu_problem().unwrap().contains("needs 1350"));
+        let ipv4 = Routers { v6: None, ..plan().routers };
+        assert_eq!(NodePlan { routers: ipv4, ..with(1000, false) }.mtu_problem(), None);
     }
 
     #[test]

@@ -203,6 +203,9 @@ impl Agent {
         registered.own.send_replace(own);
 
         let plan = self.node_plan(&registered, own, &observed)?;
+        if let Some(problem) = plan.mtu_problem() {
+            tracing::warn!(problem, "datapath");
+        }
         let underlay = registered.underlay.borrow().clone();
         let options = EndpointsOptions { host_ip: underlay.tunnel_ip, boot_id: self.boot_id.clone() };
         let key = (self.settings.cluster.name().clone(), self.settings.node.clone());

@@ -82,7 +82,8 @@ fn of_kind(addresses: &[NodeAddress], wanted: &AddressType) -> Vec<std::net::IpA
 
 impl AgentReports {
     async fn status(&self) -> StatusReport {
-        let remote_nodes = self.datapath.look(|view| view.nodes().len()).await.unwrap_or_default();
+        let looked = self.datapath.look(|view| (view.nodes().len(), view.local().mtu_problem())).await;
+        let (remote_nodes, mtu_problem) = looked.unwrap_or_default();
         let (endpoints, endpoints_ready) = self.endpoints.read(|state| {
             let ready = state.iter().filter(|(_, slot)| slot.state_text() == "ready").count();
             (state.iter().count(), ready)
@@ -91,13 +92,6 @@ impl AgentReports {
         let cilium = match self.not_ready() {
             None => Component::new(ComponentState::Ok, concat!("basal ", env!("CARGO_PKG_VERSION"))),
             Some(pending) => Component::new(ComponentState::Failure, pending),
-        };
-        let datapath = if !sync.problem.is_empty() {
-            Component::new(ComponentState::Failure, sync.problem)
-        } else if sync.complete {
-            Component::new(ComponentState::Ok, format!("as desired; {} changes from outside mended", sync.drift))
-        } else {
-            Component::new(ComponentState::Failure, "not compared yet")
         };
         let policy = match self.policies.status() {
             Some(status) => Component::new(ComponentState::Warning, status),
@@ -122,7 +116,7 @@ impl AgentReports {
             kubernetes: lock(&self.kubernetes).clone(),
             cilium,
             cni_file,
-            datapath,
+            datapath: datapath(&sync, mtu_problem),
             policy,
             routing: "Tunnel [vxlan]".to_owned(),
             masquerading: format!(
@@ -222,8 +216,36 @@ impl AgentReports {
     }
 }
 
+fn datapath(sync: &SyncReport, mtu_problem: Option<String>) -> Component {
+    if !sync.problem.is_empty() {
+        return Component::new(ComponentState::Failure, sync.problem.clone());
+    }
+    if !sync.complete {
+        return Component::new(ComponentState::Failure, "not compared yet");
+    }
+    match mtu_problem {
+        Some(problem) => Component::new(ComponentState::Warning, problem),
+        None => Component::new(ComponentState::Ok, format!("as desired; {} changes from outside mended", sync.drift)),
+    }
+}
+
 /// A block as a network.
 #[must_use]
 pub fn ipnet_of(block: &basal_ipam::prefix::PodCidr) -> ipnet::IpNet {
     ipnet::IpNet::new_assert(block.address(), block.prefix_len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_mtu_is_a_warning_and_hides_no_failure() {
+        let small = || Some("MTU 1300 is too small".to_owned());
+        let complete = SyncReport { complete: true, ..SyncReport::default() };
+        assert_eq!(datapath(&complete, None).state, ComponentState::Ok);
+        assert_eq!(datapath(&complete, small()), Component::new(ComponentState::Warning, "MTU 1300 is too small"));
+        let failed = SyncReport { problem: "set-link: EPERM".to_owned(), ..complete };
+        assert_eq!(datapath(&failed, small()).state, ComponentState::Failure);
+    }
 }

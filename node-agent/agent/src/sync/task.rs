@@ -209,7 +209,7 @@ impl Task {
             return Vec::new();
         }
         if let Some(mtu) = self.core.follow_mtu() {
-            tracing::info!(mtu, "the node's address is on a device of another MTU");
+            self.tell_mtu(mtu);
         }
         let changes = self.core.view.take_changes();
         if changes.is_empty() {
@@ -222,6 +222,13 @@ impl Task {
             self.core.view.put_back(changes);
         }
         failed
+    }
+
+    fn tell_mtu(&self, mtu: u32) {
+        match self.core.view.local().mtu_problem() {
+            Some(problem) => tracing::warn!(problem, "the MTU of the node's device is another one"),
+            None => tracing::info!(mtu, "the MTU of the node's device is another one"),
+        }
     }
 
     /// Carries out ops in their order; answers those that failed.
@@ -263,7 +270,7 @@ impl Task {
             };
             let pass = self.core.full(observed);
             if let Some(mtu) = pass.mtu {
-                tracing::info!(mtu, "the MTU of the node's device is another one");
+                self.tell_mtu(mtu);
             }
             if round == 0 && !first && pass.lost.is_empty() && pass.mtu.is_none() && self.retry.is_none() {
                 let found = u64::try_from(pass.ops.len()).unwrap_or(u64::MAX);
