@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test soak fuzz bench-operator bench-ipam fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test faults faults-mutants soak fuzz bench-operator bench-ipam fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -32,6 +32,13 @@ demo-down: ## take the demo's cluster down and prove that nothing is left of it
 
 test: setup ## run every check and test (needs root); the last lines are the time of each rung and the totals
 	@cargo xtask test
+
+faults: ## explore SCHEDULES=N random schedules with faults from SEED=S on, or replay SCHEDULE='{…}' (docs/testing.md)
+	FAULTS_SCHEDULES='$(SCHEDULES)' FAULTS_SEED='$(SEED)' FAULTS_SCHEDULE='$(SCHEDULE)' cargo nextest run --workspace \
+		--profile faults --no-capture -E 'test(random_faults_in_random_schedules)'
+
+faults-mutants: ## break the code that ships in many places, and show which test notices (takes an hour)
+	cargo xtask mutants $(MUTANTS)
 
 soak: export SOAK_SECONDS ?= 300
 soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED; take agents, servers and records away under traffic (needs root)

@@ -9,6 +9,7 @@ mod docs;
 mod ebpf;
 mod fuzz;
 mod ignored;
+mod mutants;
 mod setup;
 mod test;
 mod totals;
@@ -36,6 +37,8 @@ enum Step {
     Fuzz(fuzz::Args),
     /// Check that no test carries `#[ignore]`.
     Ignored,
+    /// Break the code that ships on purpose, one place at a time, and look which test notices.
+    Mutants(mutants::Args),
     /// Install and build what a bare Debian 12 lacks: packages, BPF toolchain, Kubernetes parts, images.
     Setup(setup::Args),
     /// Run every check, in rungs from cheap to dear, and sum the totals.
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
         Step::Ebpf(args) => ebpf::run(&args),
         Step::Fuzz(args) => fuzz::run(&args),
         Step::Ignored => ignored::run(),
+        Step::Mutants(args) => mutants::run(&args),
         Step::Setup(args) => setup::run(&args),
         Step::Test => test::run(),
     }

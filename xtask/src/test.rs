@@ -36,9 +36,8 @@ const fn minutes(n: u64) -> Duration {
 }
 
 /// Tests beside the code and tests without servers; the rest of the integration tests need real servers or the kernel.
-const PURE: &str =
-    "kind(lib) | kind(bin) | package(basal-ipam) | package(basal-fuzz) | package(basal-sim) & not test(/^real/)";
-const REAL: &str = "not (kind(lib) | kind(bin) | package(basal-ipam) | package(basal-fuzz) | package(basal-sim) & not test(/^real/)) & not package(basal-e2e)";
+const PURE: &str = "kind(lib) | kind(bin) | package(basal-ipam) | package(basal-fuzz) | (package(basal-sim) | package(basal-operator)) & not test(/^real/)";
+const REAL: &str = "not (kind(lib) | kind(bin) | package(basal-ipam) | package(basal-fuzz) | (package(basal-sim) | package(basal-operator)) & not test(/^real/)) & not package(basal-e2e)";
 
 const RUNGS: &[Rung] = &[
     Rung {

@@ -98,6 +98,11 @@ pub(crate) fn run_over(over: Over, seed: u64, scenario: impl AsyncFnOnce(&World)
 pub(crate) struct Setup {
     pub(crate) over: Over,
     pub(crate) pool: PoolConfig,
+    pub(crate) quarantine: Duration,
+    /// The name of its Lease, if not the usual one.
+    pub(crate) lease: Option<String>,
+    /// CustomResourceDefinitions that it installs.
+    pub(crate) definitions: Vec<Object>,
     pub(crate) duties: DutySettings,
     pub(crate) node_gc: Option<Duration>,
     /// How its API server is.
@@ -121,12 +126,14 @@ impl Setup {
             identity_heartbeat: Duration::from_secs(1800),
             endpoint_gc: Some(Duration::from_secs(300)),
         };
-        let node_gc = Some(Duration::from_secs(300));
         Self {
             over,
             pool,
+            quarantine: QUARANTINE,
+            lease: None,
+            definitions: definitions(),
             duties,
-            node_gc,
+            node_gc: Some(Duration::from_secs(300)),
             api_server: Weather::default(),
             etcd: Weather::default(),
             readiness: LastReadiness::default(),
@@ -134,6 +141,11 @@ impl Setup {
             shown: Shown::default(),
         }
     }
+}
+
+/// The CustomResourceDefinitions of this version.
+pub(crate) fn definitions() -> Vec<Object> {
+    basal_crds::resources::crds().into_iter().map(|definition| Object(definition.object)).collect()
 }
 
 /// The metrics of a process that runs.
@@ -171,8 +183,10 @@ pub(crate) fn operator_of(world: &World, name: &str, setup: Setup) {
     world.start(name, Restart::After(Duration::from_secs(2)), move |ports| one_operator(ports, setup.clone()));
 }
 
-async fn one_operator(process: ProcessPorts, setup: Setup) {
-    let Setup { over, pool, duties, node_gc, api_server, etcd, denied, readiness: last, shown } = setup;
+/// One operator process.
+pub(crate) async fn one_operator(process: ProcessPorts, setup: Setup) {
+    let Setup { over, pool, quarantine, lease: own_lease, definitions, duties, node_gc, .. } = setup;
+    let Setup { api_server, etcd, denied, readiness: last, shown, .. } = setup;
     let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
     let server: Arc<dyn Objects> = Arc::new(Denying { server: process.objects, denied });
     let objects: Arc<dyn Objects> = Arc::new(Under::new(server, &api_server));
@@ -183,14 +197,11 @@ async fn one_operator(process: ProcessPorts, setup: Setup) {
     };
     let metrics = Metrics::new("basal_operator");
     *shown.0.lock().unwrap() = Some(metrics.clone());
-    let settings = Settings {
-        pool,
-        quarantine: QUARANTINE,
-        election: LeadershipOptions::new("kube-system", process.id.to_string()),
-        node_gc,
-        duties,
-        definitions: basal_crds::resources::crds().into_iter().map(|d| Object(d.object)).collect(),
-    };
+    let mut election = LeadershipOptions::new("kube-system", process.id.to_string());
+    if let Some(name) = own_lease {
+        election.lease.name = name;
+    }
+    let settings = Settings { pool, quarantine, election, node_gc, duties, definitions };
     let controllers = metrics.register(ControllerMetrics::register);
     let readiness = Readiness::new();
     *last.0.lock().unwrap() = Some(readiness.clone());

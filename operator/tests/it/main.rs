@@ -7,6 +7,7 @@ mod dangling;
 mod denied;
 mod drift;
 mod endpoints;
+mod explore;
 mod gone;
 mod hard_days;
 mod input;
