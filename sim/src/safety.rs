@@ -91,6 +91,10 @@ pub struct BlockSafety {
     put_back: bool,
     /// What two nodes held when etcd was put back, as long as it lasts.
     tolerated: BTreeSet<Conflict>,
+    /// Since etcd was put back: what CiliumNodes listed then, and what the ledger has held since. A list that names something
+    /// else was on its way meanwhile, made from a claim that is gone. No write of ours can be told so in time, and no agent
+    /// uses such a block, because an agent goes by the claim.
+    known: Option<BTreeSet<(PodCidr, String)>>,
 }
 
 impl BlockSafety {
@@ -110,6 +114,7 @@ impl BlockSafety {
             pods: BTreeMap::new(),
             put_back: false,
             tolerated: BTreeSet::new(),
+            known: None,
         }
     }
 
@@ -226,6 +231,8 @@ impl BlockSafety {
         }
         let holdings = self.holdings(uses);
         self.tolerated = conflicts(&holdings).into_iter().map(|(one, other)| conflict(one, other)).collect();
+        let listed = uses.iter().filter(|holding| holding.source == Source::Spec);
+        self.known = Some(listed.map(|holding| (holding.block, holding.node.clone())).collect());
     }
 
     /// Forgets wishes that do not stand in their CiliumNode any more.
@@ -274,10 +281,17 @@ impl BlockSafety {
         for ((block, node), sure) in &mut self.pods {
             *sure |= owns(rest, *block, node);
         }
+        if let Some(known) = &mut self.known {
+            known.extend(rest.claims().map(|(block, claim)| (*block, claim.node.as_str().to_owned())));
+        }
         let mut last = std::mem::take(&mut self.tolerated);
         let unsure = |holding: &Holding| {
-            let pods = || self.pods.get(&(holding.block, holding.node.clone()));
-            holding.source == Source::Pods && pods() == Some(&false)
+            let key = || (holding.block, holding.node.clone());
+            match holding.source {
+                Source::Pods => self.pods.get(&key()) == Some(&false),
+                Source::Spec => self.known.as_ref().is_some_and(|known| !known.contains(&key())),
+                Source::Claim(_) | Source::Record | Source::Confirmation => false,
+            }
         };
         let holdings = self.holdings(uses);
         let mut tolerated = BTreeSet::new();
