@@ -6,16 +6,12 @@ use basal_objects::{
     object::{Object, resources},
     port::MergePatch,
 };
-use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::{fault::Fault, faulty::line::Line, trace::ProcessId, world::World};
 
 /// How long the cache of another API server stays where it is.
 const OLD_CACHE: Duration = Duration::from_secs(10);
-
-/// How long after a lost change a watch lists again.
-const HEALED: Duration = Duration::from_secs(30);
 
 impl World {
     /// Makes a fault happen, at the moment when a process makes a call.
@@ -24,18 +20,14 @@ impl World {
         match fault {
             Fault::Lag(time) => line.hold(time),
             Fault::Gap(time) => line.break_off(time),
-            Fault::DropEvent => {
-                line.drop_one();
-                let line = Arc::clone(line);
-                self.later(HEALED, move |_| line.break_off(Duration::ZERO));
-            }
+            Fault::DropEvent => line.drop_one(),
             Fault::FailOver(changes) => self.objects().fail_over(changes.into(), OLD_CACHE),
             Fault::LoseLease(time) => {
                 line.slow_leases(time);
                 self.free_leases();
             }
             Fault::EndLeases => self.kv().expire_leases(),
-            Fault::ClockJump(seconds) => self.move_clock(&id.name, SignedDuration::from_secs(seconds.into())),
+            Fault::ClockJump(seconds) => self.move_clock(&id.name, seconds.into()),
             Fault::NewEtcdLeader => self.kv().cut_watches(),
             Fault::Compact => {
                 let (kv, objects) = self.revisions();

@@ -130,7 +130,8 @@ struct Inner {
     clock: SharedEnv,
     random: SeededEnv,
     state: Mutex<State>,
-    last_change: Mutex<Instant>,
+    /// Until when somebody had something to do: the last change, or the end of a pause that is known by now.
+    busy_until: Mutex<Instant>,
     /// Woken after every step.
     stepped: Notify,
 }
@@ -165,7 +166,7 @@ impl World {
             clock,
             random: SeededEnv::new(derive(options.seed, "wire", 0)),
             state: Mutex::default(),
-            last_change: Mutex::new(started),
+            busy_until: Mutex::new(started),
             stepped: Notify::new(),
             options,
         }))
@@ -189,10 +190,11 @@ impl World {
         self.0.clock.now().saturating_add(off).unwrap_or(Timestamp::MAX)
     }
 
-    pub(crate) fn move_clock(&self, name: &str, by: SignedDuration) {
+    /// Moves the wall clock of a process by so many seconds, forwards or back. Monotonic time goes on as ever.
+    pub fn move_clock(&self, name: &str, seconds: i64) {
         let mut state = lock(&self.0.state);
         let off = state.clocks.entry(name.to_owned()).or_default();
-        *off = off.saturating_add(by);
+        *off = off.saturating_add(SignedDuration::from_secs(seconds));
     }
 
     /// Notes that etcd was put back to an earlier state.
@@ -328,9 +330,10 @@ impl World {
         self.note(resumed.as_ref(), format!("{name} goes on"));
     }
 
-    /// Pauses a process for a while.
+    /// Pauses a process for a while. Until it goes on nobody knows what it is about to write.
     pub(crate) fn stall(&self, name: &str, time: Duration) {
         self.pause(name);
+        self.busy(Instant::now() + time);
         let name = name.to_owned();
         self.later(time, move |world| world.resume(&name));
     }
@@ -393,6 +396,11 @@ impl World {
         (state.calls, fault)
     }
 
+    fn busy(&self, until: Instant) {
+        let mut busy_until = lock(&self.0.busy_until);
+        *busy_until = (*busy_until).max(until);
+    }
+
     /// Nothing goes wrong any more, whatever the plan says.
     pub(crate) fn calm(&self) {
         lock(&self.0.state).calm = true;
@@ -424,7 +432,7 @@ impl World {
     /// Records a call that took effect, or failed to, and looks at the stores if they changed.
     pub(crate) fn answered(&self, who: &ProcessId, call: Call, answer: String, fault: Option<Fault>, changed: bool) {
         if changed && !(self.0.options.background)(&call) {
-            *lock(&self.0.last_change) = Instant::now();
+            self.busy(Instant::now());
         }
         self.record(Some(who), What::Call { call, answer, fault });
         self.look();
@@ -513,7 +521,8 @@ impl World {
         }
     }
 
-    /// Lets the world run until nothing but background writes changed anything for `quiet`.
+    /// Lets the world run until nothing but background writes changed anything for `quiet`, and no process stood still
+    /// meanwhile.
     ///
     /// # Errors
     /// When it is not quiet within that virtual time, or an invariant breaks on the way.
@@ -522,7 +531,7 @@ impl World {
         let begun = Instant::now();
         loop {
             self.trouble()?;
-            let since = (*lock(&self.0.last_change)).max(begun);
+            let since = (*lock(&self.0.busy_until)).max(begun);
             if since.elapsed() >= quiet {
                 return Ok(());
             }

@@ -26,6 +26,9 @@ pub(super) struct Kind<T, E> {
     pub(super) goes_on: bool,
 }
 
+/// How long after a lost change the watches of a process list again.
+const HEALED: Duration = Duration::from_secs(30);
+
 /// Opens the watch at the server.
 type Open<T, E> = Box<dyn Fn() -> BoxStream<'static, Result<T, E>> + Send>;
 
@@ -149,6 +152,10 @@ impl<T, E: ToString> Watch<T, E> {
         let lost = item.as_ref().is_ok_and(self.kind.can_be_lost) && self.wire.line.take_drop(&mut self.seen);
         let text = item.as_ref().map_or_else(|error| format!("error: {}", error.to_string()), self.kind.text);
         world.delivered(&self.wire.id, self.number, if lost { format!("lost: {text}") } else { text });
+        if lost {
+            let line = Arc::clone(&self.wire.line);
+            world.later(HEALED, move |_| line.break_off(Duration::ZERO));
+        }
         (!lost).then_some(item)
     }
 }

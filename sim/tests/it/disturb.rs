@@ -105,7 +105,7 @@ fn watches_of_a_process() {
     );
     assert_eq!(
         two_nodes(Some(Fault::DropEvent)),
-        ["01 0s list", "02 6s applied b", "03 32s list", "04 32s listed a", "05 32s listed b"]
+        ["01 0s list", "02 6s applied b", "03 35s list", "04 35s listed a", "05 35s listed b"]
     );
 }
 
