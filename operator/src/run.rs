@@ -297,10 +297,19 @@ impl Operator {
             queue: queue.clone(),
             metrics: self.metrics.clone(),
         };
-        tasks.0.push(ports.env.spawn("full-pass", Box::pin(pass.run(FULL_PASS))));
         let controller = Arc::new(NodeController::new(ports, views.clone(), Arc::clone(&begun.core), reporter));
         let driver = Driver::new(controller, begun.core, queue, NODES, self.controllers.clone());
-        driver.run(over).await
+        let stop = over.child_token();
+        let (driven, replaced) = (driver.run(stop.clone()).fuse(), pass.run(FULL_PASS).fuse());
+        pin_mut!(driven, replaced);
+        let ended = select_biased! {
+            ended = driven => return ended,
+            ended = replaced => ended,
+        };
+        // What is under way is finished first, as at any other end.
+        stop.cancel();
+        driven.await?;
+        Err(ended)
     }
 
     /// Begins the term, with growing pauses until it succeeds or the term is over.

@@ -17,7 +17,7 @@ use basal_objects::{
     object::{Object, ObjectKey},
     port::{Freshness, ObjectEvent, ReadError, Scope},
 };
-use basal_runtime::{queue::Queue, sync::lock};
+use basal_runtime::{controller::TermEnded, queue::Queue, sync::lock};
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::warn;
@@ -81,12 +81,18 @@ pub(crate) struct FullPass {
 }
 
 impl FullPass {
-    /// Passes again and again, for ever.
-    pub(crate) async fn run(self, every: Duration) {
+    /// Passes again and again, until it shows that the store of the ledger was replaced or restored. The term is over then;
+    /// nothing else may notice where no node has anything to do.
+    pub(crate) async fn run(self, every: Duration) -> TermEnded {
         loop {
             tokio::time::sleep(every).await;
-            if let Err(error) = self.pass().await {
-                warn!(%error, "the full pass was cut short; the next one looks again");
+            match self.pass().await {
+                Ok(()) => {}
+                Err(PassError::Ledger(error @ LedgerError::StoreReplaced(_))) => {
+                    self.count(Drift::Ledger, &error.to_string());
+                    return TermEnded { controller: "full-pass", key: "ledger".to_owned(), message: error.to_string() };
+                }
+                Err(error) => warn!(%error, "the full pass was cut short; the next one looks again"),
             }
         }
     }
@@ -105,28 +111,23 @@ impl FullPass {
 
     /// Nobody but this term writes the ledger, so no watch follows it.
     async fn ledger(&self) -> Result<(), PassError> {
-        let loaded = self.ports.ledger.load().await;
+        let loaded = self.ports.ledger.load().await?;
         let (differing, nodes) = {
             let mut core = lock(&self.core);
             let mut nodes: BTreeSet<NodeName> = core.allocator.nodes().cloned().collect();
-            let differing: Vec<String> = match &loaded {
-                Ok(loaded) => core.compare(loaded, Instant::now()).iter().map(ToString::to_string).collect(),
-                // The look at the fence that each node begins with ends the term then.
-                Err(LedgerError::StoreReplaced(why)) => vec![why.clone()],
-                Err(_) => Vec::new(),
-            };
+            let differing = core.compare(&loaded, Instant::now());
             nodes.extend(core.allocator.nodes().cloned());
             (differing, nodes)
         };
-        for what in &differing {
-            self.count(Drift::Ledger, what);
+        for cell in &differing {
+            self.count(Drift::Ledger, &cell.to_string());
         }
         if !differing.is_empty() {
             for name in nodes {
                 self.queue.add(name).await;
             }
         }
-        Ok(loaded.map(drop)?)
+        Ok(())
     }
 
     async fn objects<T: Send + Sync + 'static>(&self, what: Drift, cache: &Cache<T>) -> Result<(), PassError> {

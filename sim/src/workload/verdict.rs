@@ -167,10 +167,6 @@ impl Judged<'_> {
             let usable = leftovers.entry(block.node.as_str().to_owned()).or_insert(false);
             *usable |= block.state != BlockState::Quarantined;
         }
-        // Without any node nobody looks at the ledger that was put back: the first one that joins ends the term, and what rests
-        // there is freed by the next.
-        let unheard = self.world.rollbacks() > 0 && all.is_empty();
-        leftovers.retain(|_, usable| *usable || !unheard);
         let is_stray = |name: &String| !all.contains_key(name);
         let records = self.records().into_keys().filter(is_stray).map(|name| format!("the record of {name}"));
         let cilium_nodes = self.world.objects().all(&resources::CILIUM_NODE).into_iter();
