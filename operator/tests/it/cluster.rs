@@ -120,6 +120,11 @@ pub(crate) struct Setup {
 impl Setup {
     /// With the defaults of the configuration, but for the quarantine.
     pub(crate) fn new(over: Over, pool: PoolConfig) -> Self {
+        Self { definitions: definitions(), ..Self::without_definitions(over, pool) }
+    }
+
+    /// The same where somebody else installs the definitions, which take longer to make than all the rest.
+    pub(crate) fn without_definitions(over: Over, pool: PoolConfig) -> Self {
         let duties = DutySettings {
             leases: LeaseRules::default(),
             identity_gc: Some(Duration::from_secs(900)),
@@ -131,7 +136,7 @@ impl Setup {
             pool,
             quarantine: QUARANTINE,
             lease: None,
-            definitions: definitions(),
+            definitions: Vec::new(),
             duties,
             node_gc: Some(Duration::from_secs(300)),
             api_server: Weather::default(),
@@ -272,6 +277,13 @@ pub(crate) fn pod_cidrs(object: &Object) -> Vec<String> {
 pub(crate) fn error(object: &Object) -> String {
     let error = object.0.pointer("/status/ipam/operator-status/error").and_then(Value::as_str);
     error.unwrap_or_default().to_owned()
+}
+
+/// Who holds the Lease.
+pub(crate) fn leader(world: &World) -> String {
+    let leases = world.objects().all(&resources::LEASE);
+    let holder = leases.first().and_then(|lease| lease.0.pointer("/spec/holderIdentity")?.as_str().map(str::to_owned));
+    holder.unwrap_or_default()
 }
 
 /// The Ledger; null where there is none.

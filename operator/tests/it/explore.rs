@@ -31,13 +31,16 @@ const DRAWN: u64 = 3_000;
 const DRAWN_FOR_EACH: u64 = 9;
 
 /// A node that was gone kept its blocks at rest until the next full pass, because its release was written in two steps; and
-/// where the laboratory itself judged too early, or took what was put back for what had left.
-const FOUND: [&str; 5] = [
+/// where the laboratory itself judged too early, or took what was put back, or was on its way meanwhile, for what had left.
+const FOUND: [&str; 8] = [
     r#"{"seed":1,"store":"custom-resources","leaders":"one","families":"both","steps":[{"join":2},{"leave":2},{"join":3}],"faults":{"1":{"fail-over":3}}}"#,
     r#"{"seed":1,"store":"etcd","leaders":"one","families":"both","steps":[{"join":2},{"join":1},{"leave":2}],"faults":{"44":"overtake"}}"#,
     r#"{"seed":21,"store":"etcd","leaders":"one","families":"one","steps":[{"join":2},{"leave":2},{"kill":"b"}],"faults":{"215":{"rewind":2}}}"#,
     r#"{"seed":4,"store":"etcd","leaders":"one","families":"one","steps":[{"join":2}],"faults":{"9":{"fail-over":3},"148":{"restore":2}}}"#,
     r#"{"seed":102,"store":"etcd","leaders":"two","families":"one","steps":[{"join":1},{"wait":"2s"},{"delete-cilium-node":1},{"end-pods":1},{"start-pod":1},{"leave":1},{"save":1}],"faults":{"16":"unavailable","224":{"restore":2}}}"#,
+    r#"{"seed":69,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"start-pod":1},{"join":2},{"join":2},{"kill":"a"},{"join":3},{"leave":3}],"faults":{"122":{"stall":"60s"},"167":{"stall":"60s"}}}"#,
+    r#"{"seed":6,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"leave":1},{"join":2},{"join":3},{"join":4},{"join":5}],"faults":{"64":{"delay":"12s"},"134":{"restore":10}}}"#,
+    r#"{"seed":14,"store":"etcd","leaders":"one","families":"both","steps":[{"join":1},{"wait":"31s"},{"leave":1}],"faults":{"9":"drop-event","192":"crash-after"}}"#,
 ];
 
 const OPERATORS: Operators = Operators { prepare, start, cluster: "default", quarantine: QUARANTINE };
@@ -66,8 +69,7 @@ fn start(world: &World, start: &Start<'_>) {
     let setup = Setup {
         quarantine: QUARANTINE,
         lease: Some(start.lease.to_owned()),
-        definitions: Vec::new(),
-        ..Setup::new(over, start.pool.clone())
+        ..Setup::without_definitions(over, start.pool.clone())
     };
     world.start(start.name, Restart::After(Duration::from_secs(2)), move |ports| one_operator(ports, setup.clone()));
 }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{
-        LIMIT, Over, Setup, add_node, cilium_nodes, delete, error, is_served, ledger, operator, operator_of, pod_cidrs,
-        pool, pool_of, record, run, run_over,
+        LIMIT, Over, Setup, add_node, cilium_nodes, delete, error, is_served, leader, ledger, operator, operator_of,
+        pod_cidrs, pool, pool_of, record, run, run_over,
     },
     weather::{Sky, Weather},
 };
@@ -48,13 +48,6 @@ fn condition(world: &World, kind: &str) -> String {
 fn events(world: &World, reason: &str) -> Vec<String> {
     let events = world.objects().all(&resources::EVENT).into_iter().filter(|event| event.0["reason"] == reason);
     events.map(|event| event.0["note"].as_str().unwrap_or_default().to_owned()).collect()
-}
-
-/// Who holds the Lease.
-fn leader(world: &World) -> String {
-    let leases = world.objects().all(&resources::LEASE);
-    let holder = leases.first().and_then(|lease| lease.0.pointer("/spec/holderIdentity")?.as_str().map(str::to_owned));
-    holder.unwrap_or_default()
 }
 
 /// Two nodes that are served by two replicas under one weather, each of which shows its own readiness.
