@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod allocator;
+mod cast;
 mod check;
 mod halves;
 mod model;

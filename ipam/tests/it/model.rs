@@ -2,36 +2,32 @@
 //!
 //! An operator does here what the real one does, in the same order, one read or write at a time; between any two
 //! steps it may crash, lose the Lease while it goes on, or lose the answer to a swap (which then took effect, did not,
-//! or does later). Time is one bit: a block that rests may leave quarantine at any later moment.
+//! or does later). One that makes no step while the others make theirs is paused, for as long as that; when it goes on,
+//! it knows of nothing that happened meanwhile. Time is one bit: a block that rests may leave quarantine at any later
+//! moment.
 
-use std::{collections::BTreeMap, hash::Hash, sync::Arc};
+use std::{hash::Hash, sync::Arc};
 
 use basal_ipam::{
     allocator::{Allocator, Batch, Carried, CarriedBlock, Next},
-    cell::BlockState,
     config::PoolConfig,
     ledger::{CellSwap, FenceAnswer, FenceSeen, LedgerState, SwapAnswer},
-    names::{NodeName, NodeUid, TermId},
+    names::TermId,
     prefix::PodCidr,
 };
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Model, Property};
 
-use crate::support::{LIMITS, REST, ipv4, node, secs};
-
-const NODES: [&str; 3] = ["a", "b", "c"];
-const OPERATORS: usize = 2;
-
-/// The node that leaves and comes back, and whose agent takes its time. The others are there from the start, or come
-/// once, and use their block as soon as their CiliumNode shows it: which node is which makes no difference.
-const WANDERER: usize = 0;
-
-/// The node that comes late.
-const LATECOMER: usize = 2;
+use crate::{
+    cast::{
+        self, Budget, Claims, LATECOMER, NODES, OPERATORS, WANDERER, are_disjoint, exists, name, skipped_quarantine,
+        uid,
+    },
+    support::{LIMITS, REST, ipv4, node, secs},
+};
 
 /// A node with everything that is stored under its name outside the ledger, and what its agent uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Machine {
-    /// Counts the Nodes of this name; odd while there is one. The uid is made from it.
     generation: u8,
     /// `spec.ipam.podCIDRs` of the CiliumNode, which lives and dies with the Node.
     spec: Option<PodCidr>,
@@ -45,7 +41,7 @@ struct Machine {
 
 impl Machine {
     fn exists(&self) -> bool {
-        self.generation % 2 == 1
+        exists(self.generation)
     }
 }
 
@@ -109,15 +105,6 @@ impl Sent {
     }
 }
 
-/// How much may still go wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Budget {
-    elections: u8,
-    crashes: u8,
-    losses: u8,
-    departures: u8,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct World {
     ledger: LedgerState,
@@ -159,14 +146,6 @@ struct Cluster {
     budget: Budget,
 }
 
-fn uid(machine: usize, generation: u8) -> NodeUid {
-    NodeUid::new(&format!("{}-{generation}", NODES[machine])).unwrap()
-}
-
-fn name(machine: usize) -> NodeName {
-    node(NODES[machine])
-}
-
 impl World {
     fn leader(&self, operator: usize) -> Option<&Leader> {
         match &self.operators[operator] {
@@ -183,26 +162,26 @@ impl World {
     }
 
     /// The owners that the ledger knows, those in quarantine included.
-    fn claims(&self) -> BTreeMap<PodCidr, (NodeName, BlockState, Option<NodeUid>)> {
-        let cells = self.ledger.cells.values();
-        cells
-            .flat_map(|(_, cell)| cell.blocks())
-            .map(|(at, block)| (*at, (block.node.clone(), block.state, block.uid.clone())))
-            .collect()
+    fn claims(&self) -> Claims {
+        cast::claims(self.ledger.cells.values().map(|(_, cell)| cell))
     }
 
     /// The ledger takes a swap. Notes a change that quarantine should have come before.
     fn commit(&mut self, term: &TermId, swaps: &[CellSwap]) -> SwapAnswer {
         let before = self.claims();
         let answer = self.ledger.commit(term, swaps, LIMITS);
-        let after = self.claims();
-        for (at, (owner, state, _)) in &before {
-            self.broken |= match after.get(at) {
-                None => *state != BlockState::Quarantined,
-                Some((later, _, _)) => later != owner,
-            };
-        }
+        self.broken |= skipped_quarantine(&before, &self.claims());
         answer
+    }
+
+    /// Whether a leader that stood still since it read, or sent, goes on next, while another one leads that granted blocks.
+    fn wakes_late(&self) -> bool {
+        let fence = &self.ledger.fence;
+        let leads = |leader: &Leader| fence.holds(leader.allocator.term()) && leader.allocator.nodes().next().is_some();
+        let sleeps =
+            |leader: &Leader| !fence.holds(leader.allocator.term()) && (leader.work.is_some() || leader.sent.is_some());
+        let all = || (0..OPERATORS).filter_map(|operator| self.leader(operator));
+        all().any(leads) && all().any(sleeps)
     }
 
     fn end_term(&mut self, operator: usize) {
@@ -295,8 +274,9 @@ impl World {
 
     /// Whether the ledger holds a block for this very Node.
     fn holds(&self, index: usize, at: PodCidr) -> bool {
-        self.claims().remove(&at).is_some_and(|(owner, state, seen)| {
-            owner == name(index) && state.is_usable() && seen == Some(uid(index, self.machines[index].generation))
+        self.claims().remove(&at).is_some_and(|block| {
+            let same = block.uid == Some(uid(index, self.machines[index].generation));
+            same && block.node == name(index) && block.state.is_usable()
         })
     }
 
@@ -530,7 +510,7 @@ impl Model for Cluster {
                     let machine = &world.machines[index];
                     [machine.spec, machine.record, machine.using].into_iter().flatten().all(|at| {
                         let others = (0..NODES.len()).filter(|other| *other != index);
-                        let claimed = claims.get(&at).is_none_or(|(owner, _, _)| *owner == node(name));
+                        let claimed = claims.get(&at).is_none_or(|block| block.node == node(name));
                         claimed && !others.into_iter().any(|other| world.is_named(other, at))
                     })
                 })
@@ -540,22 +520,22 @@ impl Model for Cluster {
                 (0..NODES.len()).all(|index| {
                     let machine = &world.machines[index];
                     let using = machine.using.into_iter().all(|at| {
-                        claims.get(&at).is_some_and(|(owner, state, _)| *owner == name(index) && state.is_usable())
+                        claims.get(&at).is_some_and(|block| block.node == name(index) && block.state.is_usable())
                     });
                     using && [machine.spec, machine.record].into_iter().flatten().all(|at| claims.contains_key(&at))
                 })
             }),
             Property::always("quarantine comes before another owner", |_, world: &World| !world.broken),
-            Property::always("the ledger's blocks are disjoint", |_, world: &World| {
-                let claims: Vec<PodCidr> = world.claims().into_keys().collect();
-                claims.windows(2).all(|pair| !pair[0].overlaps(&pair[1]))
-            }),
+            Property::always("the ledger's blocks are disjoint", |_, world: &World| are_disjoint(&world.claims())),
             Property::sometimes("all nodes use blocks", |_, world: &World| {
                 world.machines.iter().all(|machine| machine.using.is_some())
             }),
             Property::sometimes("a block is used by a second node", |_, world: &World| world.reused),
             Property::sometimes("two operators lead", |_, world: &World| {
                 world.operators.iter().all(|operator| matches!(operator, Operator::Leading(_)))
+            }),
+            Property::sometimes("a leader wakes up in another's term, about to write", |_, world: &World| {
+                world.wakes_late()
             }),
             Property::sometimes("a late swap takes effect", |_, world: &World| {
                 world.late.is_some() && world.claims().len() == 3
@@ -570,10 +550,7 @@ fn is_reused(world: &World, last: &World) -> bool {
 }
 
 fn explore(budget: Budget) {
-    let config = ipv4(&["10.0.0.0/28"], 30);
-    let checker =
-        Cluster { config, budget }.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    checker.assert_properties();
+    cast::check(Cluster { config: ipv4(&["10.0.0.0/28"], 30), budget });
 }
 
 #[test]

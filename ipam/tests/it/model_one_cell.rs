@@ -6,32 +6,25 @@
 //! nothing but the cell's version. An agent uses what its CiliumNode lists and confirms; the two are written one after the
 //! other.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    hash::Hash,
-    sync::Arc,
-};
+mod store;
+
+use std::{hash::Hash, sync::Arc};
 
 use basal_ipam::{
     allocator::{Allocator, BatchId, Carried, CarriedBlock, Next},
-    cell::{BlockState, Cell, CellId, Version},
+    cell::{BlockState, CellId, Version},
     config::PoolConfig,
-    ledger::{FenceSeen, Loaded, Mark, StoredCell, SwapAnswer},
-    names::{NodeName, NodeUid, TermId},
+    ledger::SwapAnswer,
+    names::TermId,
     prefix::PodCidr,
 };
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Model, Property};
 
-use crate::support::{ONE_CELL, REST, dual, node, secs};
-
-const NODES: [&str; 3] = ["a", "b", "c"];
-const OPERATORS: usize = 2;
-
-/// The node that leaves and comes back, and whose agent takes its time.
-const WANDERER: usize = 0;
-
-/// The node that comes late.
-const LATECOMER: usize = 2;
+use self::store::{Store, Write};
+use crate::{
+    cast::{self, Budget, LATECOMER, NODES, OPERATORS, WANDERER, are_disjoint, exists, name, skipped_quarantine, uid},
+    support::{ONE_CELL, REST, dual, node, secs},
+};
 
 /// A block of each family, or none.
 type Blocks = [Option<PodCidr>; 2];
@@ -39,7 +32,6 @@ type Blocks = [Option<PodCidr>; 2];
 /// A node with its CiliumNode, which lives and dies with it, and what its agent uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Machine {
-    /// Counts the Nodes of this name; odd while there is one.
     generation: u8,
     spec: Blocks,
     confirmed: Blocks,
@@ -49,60 +41,13 @@ struct Machine {
 
 impl Machine {
     fn exists(&self) -> bool {
-        self.generation % 2 == 1
+        exists(self.generation)
     }
 
     /// What the agent may use.
     fn usable(&self) -> Blocks {
         if self.spec == self.confirmed { self.spec } else { Blocks::default() }
     }
-}
-
-/// The objects of the ledger.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Store {
-    revision: i64,
-    fence: Option<TermId>,
-    list: BTreeSet<CellId>,
-    cells: BTreeMap<CellId, (Version, Cell)>,
-}
-
-impl Store {
-    fn load(&self) -> Loaded {
-        let cells = self.cells.iter();
-        let mut cells: BTreeMap<CellId, StoredCell> = cells
-            .map(|(id, (version, cell))| (*id, StoredCell { version: *version, cell: Ok(cell.clone()) }))
-            .collect();
-        for id in &self.list {
-            let lost = || Cell::new(*id, id.prefix(), id.prefix().prefix_len() + 1);
-            cells.entry(*id).or_insert_with(|| StoredCell { version: Version::ABSENT, cell: lost() });
-        }
-        let fence = FenceSeen { value: self.fence.as_ref().map(|term| term.as_str().to_owned()), version: Version(1) };
-        Loaded { mark: Mark { store: 1, revision: self.revision }, fence, cells, ..Loaded::default() }
-    }
-
-    fn holds(&self, term: &TermId) -> bool {
-        self.fence.as_ref() == Some(term)
-    }
-
-    /// A create, or a patch at a resourceVersion.
-    fn write(&mut self, write: &Write) -> SwapAnswer {
-        let id = write.new.id();
-        let version = self.cells.get(&id).map_or(Version::ABSENT, |(version, _)| *version);
-        if version != write.expected {
-            return SwapAnswer::Conflict([id].into());
-        }
-        self.revision += 1;
-        self.cells.insert(id, (Version(self.revision), write.new.clone()));
-        SwapAnswer::Done([(id, Version(self.revision))].into())
-    }
-}
-
-/// The write of a swap.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Write {
-    expected: Version,
-    new: Cell,
 }
 
 /// How far a swap is.
@@ -154,14 +99,6 @@ struct Leader {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Budget {
-    elections: u8,
-    crashes: u8,
-    losses: u8,
-    departures: u8,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct World {
     store: Store,
     machines: Vec<Machine>,
@@ -202,20 +139,6 @@ struct Cluster {
     budget: Budget,
 }
 
-fn uid(machine: usize, generation: u8) -> NodeUid {
-    NodeUid::new(&format!("{}-{generation}", NODES[machine])).unwrap()
-}
-
-fn name(machine: usize) -> NodeName {
-    node(NODES[machine])
-}
-
-/// The owners that the ledger knows, those in quarantine included.
-fn claims(store: &Store) -> BTreeMap<PodCidr, (NodeName, BlockState)> {
-    let cells = store.cells.values().flat_map(|(_, cell)| cell.blocks());
-    cells.map(|(at, block)| (*at, (block.node.clone(), block.state))).collect()
-}
-
 fn pair(blocks: &[PodCidr]) -> Option<Blocks> {
     match blocks {
         [v4, v6] => Some([Some(*v4), Some(*v6)]),
@@ -240,15 +163,9 @@ impl World {
 
     /// A write reaches the store. Notes a change that quarantine should have come before.
     fn deliver(&mut self, write: &Write) -> SwapAnswer {
-        let before = claims(&self.store);
+        let before = self.store.claims();
         let answer = self.store.write(write);
-        let after = claims(&self.store);
-        for (at, (owner, state)) in &before {
-            self.broken |= match after.get(at) {
-                None => *state != BlockState::Quarantined,
-                Some((later, _)) => later != owner,
-            };
-        }
+        self.broken |= skipped_quarantine(&before, &self.store.claims());
         answer
     }
 
@@ -376,7 +293,7 @@ impl World {
 
     fn begin(&mut self, operator: usize, term: &TermId, config: &PoolConfig) {
         let loaded = self.store.load();
-        self.took_over_a_half |= claims(&self.store).values().any(|(_, state)| *state == BlockState::Pending);
+        self.took_over_a_half |= self.store.claims().values().any(|block| block.state == BlockState::Pending);
         let mut allocator = Allocator::start(term.clone(), config.clone(), REST, &loaded, secs(0));
         let carried = self.machines.iter().enumerate().filter(|(_, machine)| machine.exists());
         let carried: Vec<Carried> = carried
@@ -572,30 +489,30 @@ impl Model for Cluster {
         if world == *last {
             return None;
         }
-        world.reused |= claims(&world.store).len() < claims(&last.store).len();
+        world.reused |= world.store.claims().len() < last.store.claims().len();
         Some(world)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("no block has two owners", |_, world: &World| {
-                let claims = claims(&world.store);
+                let claims = world.store.claims();
                 (0..NODES.len()).all(|index| {
                     let machine = &world.machines[index];
                     [machine.spec, machine.confirmed, machine.using].into_iter().flatten().flatten().all(|at| {
-                        let claimed = claims.get(&at).is_some_and(|(owner, _)| *owner == name(index));
+                        let claimed = claims.get(&at).is_some_and(|block| block.node == name(index));
                         claimed && !(0..NODES.len()).any(|other| other != index && world.is_named(other, at))
                     })
                 })
             }),
             Property::always("what is confirmed or in use is claimed for use", |_, world: &World| {
-                let claims = claims(&world.store);
+                let claims = world.store.claims();
                 world.machines.iter().all(|machine| {
                     [machine.confirmed, machine.using]
                         .into_iter()
                         .flatten()
                         .flatten()
-                        .all(|at| claims.get(&at).is_some_and(|(_, state)| state.is_usable()))
+                        .all(|at| claims.get(&at).is_some_and(|block| block.state.is_usable()))
                 })
             }),
             Property::always("both families or none", |_, world: &World| {
@@ -603,8 +520,7 @@ impl Model for Cluster {
             }),
             Property::always("quarantine comes before another owner", |_, world: &World| !world.broken),
             Property::always("the ledger's blocks are disjoint", |_, world: &World| {
-                let claims: Vec<PodCidr> = claims(&world.store).into_keys().collect();
-                claims.windows(2).all(|pair| !pair[0].overlaps(&pair[1]))
+                are_disjoint(&world.store.claims())
             }),
             Property::sometimes("two nodes use blocks", |_, world: &World| {
                 world.machines.iter().filter(|machine| machine.using[0].is_some()).count() == 2
@@ -624,10 +540,7 @@ impl Model for Cluster {
 }
 
 fn explore(budget: Budget) {
-    let config = dual(&["10.0.0.0/29"], 30, &["fd00::/125"], 126);
-    let checker =
-        Cluster { config, budget }.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    checker.assert_properties();
+    cast::check(Cluster { config: dual(&["10.0.0.0/29"], 30, &["fd00::/125"], 126), budget });
 }
 
 #[test]
