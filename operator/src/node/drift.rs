@@ -10,14 +10,19 @@ use std::{
     time::Duration,
 };
 
-use basal_ipam::{ledger::LedgerError, names::NodeName};
+use basal_ipam::names::NodeName;
 use basal_kvstore::kv::Revision;
 use basal_objects::{
     cache::{Cache, Version},
     object::{Object, ObjectKey},
     port::{Freshness, ObjectEvent, ReadError, Scope},
 };
-use basal_runtime::{controller::TermEnded, queue::Queue, sync::lock};
+use basal_runtime::{
+    controller::TermEnded,
+    failure::{Failure as _, Retry},
+    queue::Queue,
+    sync::lock,
+};
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::warn;
@@ -66,9 +71,7 @@ enum PassError {
     #[error(transparent)]
     Objects(#[from] ReadError),
     #[error(transparent)]
-    Records(#[from] NodeError),
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
+    Claims(#[from] NodeError),
 }
 
 /// The full pass of one term.
@@ -81,14 +84,14 @@ pub(crate) struct FullPass {
 }
 
 impl FullPass {
-    /// Passes again and again, until it shows that the store of the ledger was replaced or restored. The term is over then;
-    /// nothing else may notice where no node has anything to do.
+    /// Passes again and again, until it shows that the store of the ledger was put back, or that the fence holds no term or
+    /// another one. The term is over then, and nobody else notices where no node has anything to do.
     pub(crate) async fn run(self, every: Duration) -> TermEnded {
         loop {
             tokio::time::sleep(every).await;
             match self.pass().await {
                 Ok(()) => {}
-                Err(PassError::Ledger(error @ LedgerError::StoreReplaced(_))) => {
+                Err(PassError::Claims(error)) if error.retry() == Retry::EndTerm => {
                     self.count(Drift::Ledger, &error.to_string());
                     return TermEnded { controller: "full-pass", key: "ledger".to_owned(), message: error.to_string() };
                 }
@@ -110,10 +113,13 @@ impl FullPass {
     }
 
     /// Nobody but this term writes the ledger, so no watch follows it.
-    async fn ledger(&self) -> Result<(), PassError> {
+    async fn ledger(&self) -> Result<(), NodeError> {
         let loaded = self.ports.ledger.load().await?;
         let (differing, nodes) = {
             let mut core = lock(&self.core);
+            if !loaded.fence.holds(core.allocator.term()) {
+                return Err(NodeError::FenceLost);
+            }
             let mut nodes: BTreeSet<NodeName> = core.allocator.nodes().cloned().collect();
             let differing = core.compare(&loaded, Instant::now());
             nodes.extend(core.allocator.nodes().cloned());

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use basal_kvstore::kv::{Keys, Op, Txn};
+use basal_kvstore::{
+    kv::{Keys, Op, Txn},
+    ledger::LedgerKeys,
+};
 use basal_objects::object::resources;
 use basal_sim::world::{Trouble, World};
 use serde_json::json;
@@ -154,6 +157,27 @@ fn what_is_only_late_is_no_drift() {
             }
         }
         assert_eq!(drift(&setup), [0, 0, 0, 0]);
+        Ok(())
+    });
+}
+
+/// Nobody asks for the fence where no node has anything to do, and a revision that fell has caught up.
+#[test]
+fn a_fence_that_went_when_etcd_was_put_back() {
+    run_over(Over::Etcd, 46, async |world| {
+        let setup = Setup::new(Over::Etcd, pool(&["10.0.0.0/16"], &[]));
+        operator_of(world, "a", setup.clone());
+        let fence = LedgerKeys::new("default").fence();
+        let fenced = |world: &World| world.kv().contents().contains_key(&fence);
+        world.until("a term", LIMIT, fenced).await?;
+        world.pass(SOON).await?;
+        world.kv().roll_back(1000, false);
+        assert!(!fenced(world));
+        for _ in 0..50 {
+            etcd(world, Op::Put { key: "other".to_owned(), value: Vec::new(), lease: 0 }).await;
+        }
+        world.until("another term", PASS + SOON, fenced).await?;
+        assert_eq!(drift(&setup), [0, 0, 0, 1]);
         Ok(())
     });
 }
