@@ -218,11 +218,17 @@ impl NodeController {
         }
         let addresses = self.ports.store.addresses().await?;
         let mut in_use = InUse::default();
+        let mut records = None;
         if blocks.iter().any(|(_, block)| due.contains(block)) {
             in_use = InUse::read(self.ports.objects.as_ref()).await?;
+            records = Some(self.ports.store.records().await?);
         }
         for (name, block) in blocks {
             let Some(Ok(seen)) = observed.get_mut(&name) else { continue };
+            // The view of the records does not know of one that came back when etcd was put back behind its watch.
+            if let Some(records) = &records {
+                seen.record = records.get(name.as_str()).map(|kv| kv.value.clone());
+            }
             let inside = addresses.iter().filter(|key| holds(block, key)).cloned();
             seen.leftovers.ip_records.extend(inside);
             if in_use.has_address_in(&block) {

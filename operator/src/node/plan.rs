@@ -311,6 +311,7 @@ fn withdraw(
         return plan;
     }
     dangling.forget(name);
+    let recorded = record.is_some();
     plan.actions.extend(record.map(|_| withdrawal(allocator)));
     let held = || claims.iter().filter(|claim| claim.block.state != BlockState::Quarantined);
     if held().next().is_some() {
@@ -330,7 +331,7 @@ fn withdraw(
         let change = RecordChange::WithdrawAddresses(leftovers.ip_records.clone());
         plan.actions.push(Action::Record { guard, change });
     }
-    let wait = free_what_is_due(allocator, &claims, &leftovers, now, &mut plan.complaints);
+    let wait = free_what_is_due(allocator, &claims, recorded, &leftovers, now, &mut plan.complaints);
     // Part of what takes the blocks back may still be on its way; the time of rest is not known before.
     plan.wait = if allocator.is_changing(name) { Wait::Ledger } else { wait };
     plan
@@ -356,6 +357,7 @@ fn let_go(publication: Publication, facts: &CiliumNodeFacts) -> Vec<Action> {
 fn free_what_is_due(
     allocator: &mut Allocator,
     claims: &[Claim],
+    recorded: bool,
     leftovers: &Leftovers,
     now: Duration,
     complaints: &mut Vec<Complaint>,
@@ -366,7 +368,9 @@ fn free_what_is_due(
         complaints.push(Complaint::Endpoints(UnreadableEndpoints(unreadable.clone())));
     }
     for claim in claims.iter().filter(|claim| due.contains(&claim.at)) {
-        let in_use = !unreadable.is_empty()
+        // A record goes before its block is free, never after.
+        let in_use = recorded
+            || !unreadable.is_empty()
             || leftovers.with_endpoints.contains(&claim.at)
             || leftovers.ip_records.iter().any(|key| holds(claim.at, key));
         if in_use {
