@@ -88,7 +88,7 @@ impl Fault {
     /// Whether it happens in the world rather than to the call: then the call goes on as if nothing had been, apart from
     /// what the world makes of it.
     #[must_use]
-    pub(crate) fn is_in_the_world(self) -> bool {
+    pub fn is_in_the_world(self) -> bool {
         match self {
             Self::CrashBefore
             | Self::CrashAfter

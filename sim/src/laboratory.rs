@@ -61,10 +61,10 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs a schedule.
+/// Runs a schedule. `in_full` says whether the trace is for somebody to read.
 #[must_use]
-pub fn run(operators: &Operators, schedule: &Schedule) -> Run {
-    let options = Options::seeded(schedule.seed).with(schedule.faults.clone());
+pub fn run(operators: &Operators, schedule: &Schedule, in_full: bool) -> Run {
+    let options = Options { in_full, ..Options::seeded(schedule.seed).with(schedule.faults.clone()) };
     let ran = simulate(options, async |world| {
         let result = perform(&world, operators, schedule).await;
         Run { result, trace: world.take_trace() }
@@ -90,7 +90,7 @@ impl Baseline {
     /// It fails even so.
     pub fn of(operators: &Operators, schedule: &Schedule) -> Result<Self, Box<Report>> {
         let schedule = Schedule { faults: FaultPlan::none(), ..schedule.clone() };
-        let Run { result, trace } = run(operators, &schedule);
+        let Run { result, trace } = run(operators, &schedule, false);
         match result {
             Ok(Ended { state, busy_until }) => {
                 let busy = trace.into_iter().take_while(|entry| entry.at <= busy_until);
@@ -135,7 +135,7 @@ impl Baseline {
     /// # Errors
     /// What went wrong.
     pub fn check(&self, operators: &Operators, schedule: &Schedule) -> Result<(), String> {
-        let ended = run(operators, schedule).result.map_err(|trouble| trouble.to_string())?;
+        let ended = run(operators, schedule, false).result.map_err(|trouble| trouble.to_string())?;
         ended.state.same(&self.state)
     }
 }
@@ -211,11 +211,13 @@ pub fn replay(operators: &Operators, schedule: &Schedule) -> Result<(), Box<Repo
 
 /// With so many lines of the trace.
 fn report(operators: &Operators, schedule: Schedule, trouble: &str, lines: usize) -> Report {
-    let trace = run(operators, &schedule).trace;
+    let Run { result, trace } = run(operators, &schedule, true);
+    // The same, with what was sent and answered.
+    let trouble = result.err().map_or_else(|| trouble.to_owned(), |trouble| trouble.to_string());
     let skipped = trace.len().saturating_sub(lines);
     let lines: Vec<String> = trace.iter().skip(skipped).map(ToString::to_string).collect();
     let tail = format!("{skipped} earlier lines, then:\n{}", lines.join("\n"));
-    Report { found: schedule.clone(), schedule, trouble: trouble.to_owned(), tail }
+    Report { found: schedule.clone(), schedule, trouble, tail }
 }
 
 /// What a trouble is about, whatever node or block it befell: a smaller schedule that fails in another way shows

@@ -134,6 +134,12 @@ impl BlockSafety {
         self.pods.retain(|(_, owner), _| owner != node);
     }
 
+    /// Whether pods of a node run.
+    #[must_use]
+    pub fn has_pods(&self, node: &str) -> bool {
+        self.pods.keys().any(|(_, owner)| owner == node)
+    }
+
     /// The ledger was put back to an earlier state: claims may be gone, or be those of before. The next look takes what is
     /// there as it is; what two nodes hold then may stay so until one of them lets go, and no longer.
     pub fn put_back(&mut self) {

@@ -52,6 +52,9 @@ pub struct Options {
     pub plan: FaultPlan,
     /// How long things take.
     pub latency: Latency,
+    /// Whether the trace is written in full. Otherwise what was sent, answered and delivered is left out: a run that nobody
+    /// reads is cheaper so.
+    pub in_full: bool,
     /// Which writes go on for ever (lease renewals, heartbeats): [`World::settle`] does not wait for their end.
     pub background: fn(&Call) -> bool,
 }
@@ -61,7 +64,7 @@ impl Options {
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         let background = |call: &Call| call.request.contains(" leases ") || call.request.contains("/.heartbeat");
-        Self { seed, plan: FaultPlan::none(), latency: Latency::default(), background }
+        Self { seed, plan: FaultPlan::none(), latency: Latency::default(), in_full: true, background }
     }
 
     /// The same run with faults.
@@ -213,6 +216,11 @@ impl World {
     pub(crate) fn draw(&self, range: &RangeInclusive<u64>) -> u64 {
         let span = range.end().saturating_sub(*range.start()).saturating_add(1);
         range.start() + self.0.random.random_u64() % span.max(1)
+    }
+
+    /// A text for the trace, where it is written in full.
+    pub(crate) fn text(&self, text: impl FnOnce() -> String) -> String {
+        if self.0.options.in_full { text() } else { String::new() }
     }
 
     pub(crate) fn latency(&self) -> &Latency {

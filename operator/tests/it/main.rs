@@ -1,6 +1,7 @@
 //! The operator in a simulated cluster: real controllers, model servers, virtual time.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod clocks;
 mod cluster;
 mod crashes;
 mod dangling;

@@ -140,7 +140,8 @@ impl Wire {
                 _ => effect.await,
             };
             let changed = wire.world.revisions() != before;
-            wire.world.answered(&wire.id, call, answer.text(), fault, changed);
+            let told = wire.world.text(|| answer.text());
+            wire.world.answered(&wire.id, call, told, fault, changed);
             if fault == Some(Fault::CrashAfter) {
                 wire.world.end(&wire.id, "is killed");
             }

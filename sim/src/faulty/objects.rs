@@ -62,7 +62,7 @@ impl<P: Objects> Objects for Faulty<P> {
     }
 
     async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
-        let body = digest(object.0.to_string().as_bytes());
+        let body = self.wire.world.text(|| digest(object.0.to_string().as_bytes()));
         let call = call(true, format!("create {} {} {body}", resource.plural, object.key()));
         let overtaking = create_first(self.server(), resource, &object);
         let server = self.server();
@@ -73,6 +73,7 @@ impl<P: Objects> Objects for Faulty<P> {
     async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
         let MergePatch { resource_version, subresource, body, .. } = &patch;
         let part = subresource.map(|part| format!("/{part}")).unwrap_or_default();
+        let body = self.wire.world.text(|| body.to_string());
         let call = call(true, format!("patch {} {key}{part} at {resource_version} {body}", resource.plural));
         let overtaking = overtake(self.server(), resource, key);
         let (server, key) = (self.server(), key.clone());

@@ -150,8 +150,11 @@ impl<T, E: ToString> Watch<T, E> {
             self.wire.line.ready().await;
         }
         let lost = item.as_ref().is_ok_and(self.kind.can_be_lost) && self.wire.line.take_drop(&mut self.seen);
-        let text = item.as_ref().map_or_else(|error| format!("error: {}", error.to_string()), self.kind.text);
-        world.delivered(&self.wire.id, self.number, if lost { format!("lost: {text}") } else { text });
+        let text = world.text(|| {
+            let text = item.as_ref().map_or_else(|error| format!("error: {}", error.to_string()), self.kind.text);
+            if lost { format!("lost: {text}") } else { text }
+        });
+        world.delivered(&self.wire.id, self.number, text);
         if lost {
             let line = Arc::clone(&self.wire.line);
             world.later(HEALED, move |_| line.break_off(Duration::ZERO));

@@ -167,6 +167,8 @@ impl Judged<'_> {
             let usable = leftovers.entry(block.node.as_str().to_owned()).or_insert(false);
             *usable |= block.state != BlockState::Quarantined;
         }
+        // What rests as long as pods run in it does so by the pods that could start, which is a matter of time.
+        leftovers.retain(|name, usable| *usable || !safety.has_pods(name));
         let is_stray = |name: &String| !all.contains_key(name);
         let records = self.records().into_keys().filter(is_stray).map(|name| format!("the record of {name}"));
         let cilium_nodes = self.world.objects().all(&resources::CILIUM_NODE).into_iter();
@@ -197,7 +199,8 @@ impl Judged<'_> {
         let keys = LedgerKeys::new(self.cluster);
         let mut written = BTreeMap::new();
         self.world.kv().visit(keys.prefix(), |key, revision, _| {
-            if !matches!(keys.parse(key), Some(LedgerKey::Fence)) {
+            // The start of a term writes them: the owner where a store that was put back does not name it any more.
+            if !matches!(keys.parse(key), Some(LedgerKey::Fence | LedgerKey::Owner)) {
                 written.insert(key.to_owned(), revision.to_string());
             }
         });
