@@ -63,8 +63,8 @@ pub(crate) fn are_disjoint(claims: &Claims) -> bool {
     blocks.windows(2).all(|pair| !pair[0].overlaps(pair[1]))
 }
 
-/// Goes through every state, and says how many there are.
-pub(crate) fn check<M>(model: M)
+/// Goes through every state; answers how many there are.
+pub(crate) fn check<M>(model: M) -> usize
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
@@ -72,5 +72,5 @@ where
 {
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     checker.assert_properties();
-    println!("{} states", checker.unique_state_count());
+    checker.unique_state_count()
 }
