@@ -1,8 +1,10 @@
 //! The step `mutants`: breaks the code that ships on purpose, one place at a time, and looks which test notices.
 //!
-//! The table of edits is `sim/mutants/mutants.yaml`. They are made in a copy of the checkout; nothing else is touched.
+//! The table of edits is `sim/mutants/mutants.yaml`. All of them are made in one copy of the checkout, which is built once; a
+//! variable of the environment says which one is awake. Nothing else is touched.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -19,6 +21,12 @@ pub(crate) struct Args {
     /// Only these, by name
     only: Vec<String>,
 }
+
+/// The variable that wakes a mutant.
+const VARIABLE: &str = "BASAL_MUTANT";
+
+/// What stands in a replacement for the condition that its mutant is awake.
+const CONDITION: &str = "MUTANT";
 
 /// One place that is broken.
 #[derive(Debug, Deserialize)]
@@ -59,10 +67,8 @@ fn table() -> anyhow::Result<Vec<Mutant>> {
 }
 
 impl Mutant {
-    /// The broken text of its file.
-    fn apply(&self, tree: &Path) -> anyhow::Result<String> {
-        let path = tree.join(&self.file);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    /// Puts it into the text of its file.
+    fn apply(&self, text: &str) -> anyhow::Result<String> {
         let places = text.matches(&self.find).count();
         ensure!(
             places == 1,
@@ -70,8 +76,25 @@ impl Mutant {
             self.name,
             self.file.display()
         );
-        Ok(text.replacen(&self.find, &self.replace, 1))
+        let awake = format!("std::env::var_os({VARIABLE:?}).is_some_and(|name| name == {:?})", self.name);
+        let broken = self.replace.replace(CONDITION, &awake);
+        ensure!(broken != self.replace, "mutant {}: its replacement does not say {CONDITION}", self.name);
+        Ok(text.replacen(&self.find, &broken, 1))
     }
+}
+
+/// The broken files of a checkout.
+fn broken_files(mutants: &[Mutant], tree: &Path) -> anyhow::Result<BTreeMap<PathBuf, String>> {
+    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for mutant in mutants {
+        let path = tree.join(&mutant.file);
+        let text = match files.get(&mutant.file) {
+            Some(text) => text.clone(),
+            None => fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        files.insert(mutant.file.clone(), mutant.apply(&text)?);
+    }
+    Ok(files)
 }
 
 /// Runs it.
@@ -82,7 +105,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     mutants.retain(|mutant| args.only.is_empty() || args.only.contains(&mutant.name));
     let tree = cache::dir()?.join("mutants");
-    copy(&tree)?;
+    copy(&tree, broken_files(&table()?, cache::checkout())?)?;
+    build(&tree)?;
     let mut rows = Vec::new();
     let mut survivors = Vec::new();
     for mutant in &mutants {
@@ -113,13 +137,21 @@ fn row(mutant: &Mutant, fate: &Fate) -> String {
     format!("| {name} | {breaks} | {by} | {schedule} |")
 }
 
-/// Copies what git knows of the checkout, writing only what differs, so that builds go on where they stopped.
-fn copy(tree: &Path) -> anyhow::Result<()> {
+/// Copies what git knows of the checkout, with the broken files, writing only what differs, so that builds go on where they
+/// stopped.
+fn copy(tree: &Path, mut broken: BTreeMap<PathBuf, String>) -> anyhow::Result<()> {
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(cache::checkout()).output()?;
     ensure!(listed.status.success(), "`git ls-files` failed; mutants are made in a copy of a git checkout");
     for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
         let (from, to) = (cache::checkout().join(name), tree.join(name));
-        let Ok(content) = fs::read(&from) else { continue };
+        let content = match broken.remove(Path::new(name)) {
+            Some(text) => text.into_bytes(),
+            None => match fs::read(&from) {
+                Ok(content) => content,
+                // Deleted, and not committed yet.
+                Err(_) => continue,
+            },
+        };
         if fs::read(&to).ok().as_ref() != Some(&content) {
             fs::create_dir_all(to.parent().unwrap_or(tree))?;
             fs::write(&to, content)?;
@@ -128,23 +160,31 @@ fn copy(tree: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Cargo over the tests of the copy. It has a build tree of its own: cargo takes two checkouts of one workspace for the same
+/// and would mix what it built of them.
+fn nextest(tree: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new("cargo");
+    command.args(["nextest", "run", "--color", "never"]).args(PACKAGES).current_dir(tree);
+    command.env("PATH", cache::path()?).env("CARGO_TARGET_DIR", tree.join("target"));
+    Ok(command)
+}
+
+fn build(tree: &Path) -> anyhow::Result<()> {
+    let built = nextest(tree)?.arg("--no-run").status().context("could not start cargo")?;
+    ensure!(built.success(), "the mutants do not build; bring sim/mutants/mutants.yaml up to date");
+    Ok(())
+}
+
 fn try_one(tree: &Path, mutant: &Mutant) -> anyhow::Result<Fate> {
-    let path = tree.join(&mutant.file);
-    let sound = fs::read_to_string(&path)?;
-    fs::write(&path, mutant.apply(tree)?)?;
     let fate = SUITES.iter().map(|suite| ask(tree, mutant, suite)).find(|fate| !matches!(fate, Ok(Fate::Survived)));
-    fs::write(&path, sound)?;
     fate.unwrap_or(Ok(Fate::Survived))
 }
 
-/// Runs some tests over the broken code.
+/// Runs some tests while a mutant is awake.
 fn ask(tree: &Path, mutant: &Mutant, suite: &str) -> anyhow::Result<Fate> {
-    let ran = Command::new("cargo")
-        .args(["nextest", "run", "--fail-fast", "--no-tests", "pass", "--color", "never"])
-        .args(PACKAGES)
-        .args(["-E", suite])
-        .current_dir(tree)
-        .env("PATH", cache::path()?)
+    let ran = nextest(tree)?
+        .args(["--fail-fast", "--no-tests", "pass", "-E", suite])
+        .env(VARIABLE, &mutant.name)
         .output()
         .context("could not start cargo; `make setup` installs what is missing")?;
     if ran.status.success() {
@@ -156,7 +196,7 @@ fn ask(tree: &Path, mutant: &Mutant, suite: &str) -> anyhow::Result<Fate> {
         .map(str::trim_start)
         .find(|line| ["FAIL [", "TIMEOUT [", "SIGABRT ["].iter().any(|word| line.starts_with(word)));
     let Some(failed) = failed else {
-        bail!("mutant {} does not build, or its tests do not run:\n{said}", mutant.name);
+        bail!("the tests do not run while mutant {} is awake:\n{said}", mutant.name);
     };
     let test = failed.split_whitespace().next_back().unwrap_or(failed).to_owned();
     let schedule = said.lines().find_map(|line| line.trim().strip_prefix("replay with: make faults SCHEDULE='"));
@@ -171,9 +211,8 @@ mod tests {
     fn every_mutant_still_has_its_place() {
         let mutants = table().unwrap();
         assert!(mutants.len() >= 12);
-        for mutant in &mutants {
-            let broken = mutant.apply(cache::checkout()).unwrap();
-            assert_ne!(broken, fs::read_to_string(cache::checkout().join(&mutant.file)).unwrap());
+        for (path, broken) in broken_files(&mutants, cache::checkout()).unwrap() {
+            assert_ne!(broken, fs::read_to_string(cache::checkout().join(path)).unwrap());
         }
     }
 }
