@@ -37,7 +37,7 @@ faults: ## explore SCHEDULES=N random schedules with faults from SEED=S on, or r
 	FAULTS_SCHEDULES='$(SCHEDULES)' FAULTS_SEED='$(SEED)' FAULTS_SCHEDULE='$(SCHEDULE)' cargo nextest run --workspace \
 		--profile faults --no-capture -E 'test(random_faults_in_random_schedules)'
 
-faults-mutants: ## break the code that ships in many places, and show which test notices (takes an hour)
+faults-mutants: ## break the code that ships in many places, and show which test notices (MUTANTS='…' for some of them)
 	cargo xtask mutants $(MUTANTS)
 
 soak: export SOAK_SECONDS ?= 300
