@@ -27,7 +27,7 @@ const QUARANTINE: Duration = Duration::from_secs(20);
 
 /// What `make test` runs of each kind.
 const PAIRS: u64 = 200;
-const DRAWN: u64 = 2_000;
+const DRAWN: u64 = 1_600;
 const DRAWN_FOR_EACH: u64 = 9;
 
 /// A node that was gone kept its blocks at rest until the next full pass, because its release was written in two steps; and
