@@ -227,6 +227,18 @@ impl Cell {
         }
     }
 
+    /// The same cell without blocks.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self { blocks: BTreeMap::new(), ..self.clone() }
+    }
+
+    /// The same cell with the blocks of another record of it, and no others.
+    #[must_use]
+    pub fn with_blocks_of(&self, other: &Self) -> Self {
+        Self { blocks: other.blocks.clone(), ..self.clone() }
+    }
+
     /// Which cell it is.
     #[must_use]
     pub fn id(&self) -> CellId {

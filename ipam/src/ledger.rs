@@ -25,6 +25,12 @@ impl FenceSeen {
     pub fn holds(&self, term: &TermId) -> bool {
         self.value.as_deref() == Some(term.as_str())
     }
+
+    /// Whether it holds a seal: nobody's term, so that every swap is refused.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.value.as_deref().is_some_and(TermId::is_seal)
+    }
 }
 
 /// Which store, and a moment in its history.
@@ -136,7 +142,8 @@ pub enum LedgerError {
     /// The claims are kept in another store: this one grants nothing.
     #[error(
         "the active store of claims is {active}, and this operator is configured for {configured}; set kvstore to {} in \
-         the configuration of operator and agents, which keeps every claim",
+         the configuration of operator and agents, which keeps every claim, or have an operator with etcd move the claims: \
+         set spec.moveTo of the Ledger to {configured}",
         kvstore_value(active)
     )]
     NotActive {
@@ -144,6 +151,15 @@ pub enum LedgerError {
         active: &'static str,
         /// What this operator works with.
         configured: &'static str,
+    },
+    /// The claims are being moved out of this store: it grants nothing.
+    #[error(
+        "the claims are sealed, because they are being moved to {to}, and this operator cannot do that; start one that \
+         reaches both stores, or take spec.moveTo of the Ledger away to go on with this one"
+    )]
+    Sealed {
+        /// `spec.moveTo` of the Ledger.
+        to: &'static str,
     },
     /// The store does not allow it.
     #[error("the store of the ledger denied the read: {0}")]

@@ -16,3 +16,4 @@ pub mod names;
 pub mod owners;
 pub mod prefix;
 pub mod rest;
+pub mod transfer;

@@ -71,6 +71,9 @@ impl NodeUid {
     }
 }
 
+/// What the id of a seal begins with.
+const SEAL: &str = "sealed-";
+
 /// The random id of a leader's term. Two terms never share one, so the fence's value tells whose term it is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TermId(Arc<str>);
@@ -82,7 +85,19 @@ impl TermId {
         Self(format!("{high:016x}{low:016x}").into())
     }
 
-    /// The id: 32 hexadecimal digits.
+    /// Makes the id of a term in which nothing is written, ever: as the fence of a ledger it seals it.
+    #[must_use]
+    pub fn seal(high: u64, low: u64) -> Self {
+        Self(format!("{SEAL}{high:016x}{low:016x}").into())
+    }
+
+    /// Whether a fence that holds this text is a seal.
+    #[must_use]
+    pub fn is_seal(text: &str) -> bool {
+        text.starts_with(SEAL)
+    }
+
+    /// The id: 32 hexadecimal digits, after `sealed-` that of a seal.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -167,6 +182,9 @@ mod tests {
 
     #[test]
     fn a_term_id_keeps_all_its_bits() {
-        assert_eq!(TermId::from_random(1, u64::MAX).as_str(), "0000000000000001ffffffffffffffff");
+        let (term, seal) = (TermId::from_random(1, u64::MAX), TermId::seal(1, u64::MAX));
+        assert_eq!(term.as_str(), "0000000000000001ffffffffffffffff");
+        assert_eq!(seal.as_str(), "sealed-0000000000000001ffffffffffffffff");
+        assert_eq!([&term, &seal].map(|id| TermId::is_seal(id.as_str())), [false, true]);
     }
 }

@@ -12,4 +12,5 @@ mod oracle;
 mod pools;
 mod rest;
 mod support;
+mod transfer;
 mod unknown;
