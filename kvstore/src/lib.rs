@@ -5,6 +5,7 @@
 pub mod config;
 pub mod connector;
 mod convert;
+pub mod copies;
 pub mod directory;
 pub mod etcd;
 pub mod flags;

@@ -20,7 +20,7 @@ pub struct Group {
 /// Cilium's kinds. The version of the schemas is that of Cilium 1.20.1, whose fields and rules they hold.
 pub const CILIUM: Group = Group { name: "cilium.io", category: "cilium", schema_version: "1.33.11" };
 /// Our own kinds.
-pub const BASAL: Group = Group { name: "basal.io", category: "basal", schema_version: "1.0.0" };
+pub const BASAL: Group = Group { name: "basal.io", category: "basal", schema_version: "1.1.0" };
 /// The label of a CustomResourceDefinition that tells the version of its schema. An operator of Cilium replaces a
 /// definition that lacks it or has a lower one, and leaves others alone.
 pub const SCHEMA_VERSION_LABEL: &str = "io.cilium.k8s.crd.schema.version";

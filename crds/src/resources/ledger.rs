@@ -139,6 +139,8 @@ impl Kind for Ledger {
         metadata_required: true,
         columns: &[
             Column::new("Store", "string", ".spec.store"),
+            Column::new("Move To", "string", ".spec.moveTo"),
+            Column::new("Leaving", "string", ".spec.leaving"),
             Column::new("Ready", "string", r#".status.conditions[?(@.type=="Ready")].status"#),
             Column::new("Reason", "string", r#".status.conditions[?(@.type=="Ready")].reason"#),
             Column::new("Exhausted", "string", r#".status.conditions[?(@.type=="PoolExhausted")].reason"#),
@@ -151,13 +153,28 @@ impl Kind for Ledger {
 /// Which store, whose term, which cells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(oldSelf.cells) || (has(self.cells) && size(self.cells) >= size(oldSelf.cells))",
-    "message": "cells never go: a cell that is missing in the list would be taken for one that never was"
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!has(oldSelf.cells) || (has(self.cells) && size(self.cells) >= size(oldSelf.cells))",
+        "message": "cells never go: a cell that is missing in the list would be taken for one that never was"
+    },
+    {
+        "rule": "self.store == oldSelf.store || (has(oldSelf.moveTo) && oldSelf.moveTo == self.store)",
+        "message": "the store is changed by moving the claims: set moveTo"
+    }
+]))]
 pub struct LedgerSpec {
-    /// The active store. An operator that is configured for the other one grants nothing.
+    /// The active store. An operator that is configured for the other one grants nothing. Changed by the operator, when it
+    /// has moved the claims.
     pub store: LedgerStore,
+    /// The store that the claims are to be moved to. Set by an administrator; taken away by the operator when that store
+    /// is the active one, or before by an administrator, who so calls the move off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_to: Option<LedgerStore>,
+    /// The store that the claims were moved from, while agents may still work with it: an operator that reaches both stores
+    /// keeps the records of nodes, addresses and identities up in both. Taken away when no agent works with it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LedgerStore>,
     /// The fence: the id of the leader's term that may write. For custom resources only; in etcd the fence is a key.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     #[schemars(length(max = 64))]
@@ -329,7 +346,23 @@ mod tests {
         assert_eq!(refused(|spec| spec["term"] = json!("t2")), [] as [&str; 0]);
         assert_eq!(refused(|spec| spec["cells"] = json!(["10.0.0.0/16", "fd00::/112"])), [] as [&str; 0]);
         assert_eq!(refused(|spec| spec["cells"] = json!([])).len(), 1);
-        assert_eq!(refused(|spec| *spec = json!({ "store": "etcd" })).len(), 1);
+        assert_eq!(refused(|spec| *spec = json!({ "store": "custom-resources" })).len(), 1);
+    }
+
+    #[test]
+    fn the_store_is_changed_by_a_move_alone() {
+        let refused = |old: &Value, change: fn(&mut Value)| refusals::<Ledger>(old, change);
+        let activate: fn(&mut Value) = |spec| {
+            let cells = spec["cells"].take();
+            *spec = json!({ "store": "etcd", "leaving": "custom-resources", "cells": cells });
+        };
+        let wanted = ["the store is changed by moving the claims: set moveTo"];
+        assert_eq!(refused(&ledger(), activate), wanted);
+        let mut asked = ledger();
+        asked["spec"]["moveTo"] = json!("etcd");
+        assert_eq!(refused(&ledger(), |spec| spec["moveTo"] = json!("etcd")), [] as [&str; 0]);
+        assert_eq!(refused(&asked, activate), [] as [&str; 0]);
+        assert_eq!(refused(&asked, |spec| drop(spec.as_object_mut().unwrap().remove("moveTo"))), [] as [&str; 0]);
     }
 
     #[test]

@@ -97,7 +97,10 @@ fn kubectl_shows_the_ledger() {
     );
     assert_eq!(
         table(&server, &["ledgers"]),
-        [vec!["NAME", "STORE", "READY", "REASON", "EXHAUSTED", "AGE"], vec!["c", "custom-resources"]]
+        [
+            vec!["NAME", "STORE", "MOVE TO", "LEAVING", "READY", "REASON", "EXHAUSTED", "AGE"],
+            vec!["c", "custom-resources"]
+        ]
     );
     let all = server.kubectl().unwrap().args(["get", "basal", "-o", "name"]).text().unwrap();
     let mut all: Vec<&str> = all.lines().collect();

@@ -167,4 +167,17 @@ fn what_a_cell_is_about_and_the_list_of_cells_stay() {
         let error = send(&server, "replace", &object).unwrap_err();
         assert!(error.contains("cells never go"), "{error}");
     }
+    object["spec"]["cells"] = json!(["fd00::/112", "10.0.0.0/16"]);
+
+    // The store is changed by who moved the claims, where that was asked for.
+    object["spec"]["store"] = json!("etcd");
+    let error = send(&server, "replace", &object).unwrap_err();
+    assert!(error.contains("the store is changed by moving the claims"), "{error}");
+    object["spec"]["store"] = json!("custom-resources");
+    object["spec"]["moveTo"] = json!("etcd");
+    let mut object = send(&server, "replace", &object).unwrap();
+    object["spec"] = json!({
+        "store": "etcd", "leaving": "custom-resources", "term": "t", "cells": ["fd00::/112", "10.0.0.0/16"],
+    });
+    send(&server, "replace", &object).unwrap();
 }

@@ -64,17 +64,23 @@ fn age(object: &Object) -> Timestamp {
     created(object).unwrap_or(Timestamp::MAX)
 }
 
-fn labels_of(object: &Object) -> Result<Labels, String> {
+/// The labels of a CiliumIdentity.
+///
+/// # Errors
+/// The field that does not parse.
+pub fn identity_labels(object: &Object) -> Result<Labels, String> {
     let identity: CiliumIdentity = object.parse().map_err(|error| format!("metadata, security-labels: {error}"))?;
     Labels::from_security_labels(&identity.security_labels).map_err(|error| format!("security-labels: {error}"))
 }
 
 fn read(object: &Object) -> Result<Vec<(IdentityId, Seen)>, String> {
     let id = object.name().parse().map_err(|error| format!("metadata.name: {error}"))?;
-    Ok(vec![(id, Seen { labels: labels_of(object)?, created: created(object)? })])
+    Ok(vec![(id, Seen { labels: identity_labels(object)?, created: created(object)? })])
 }
 
-fn object(id: IdentityId, labels: &Labels) -> Object {
+/// The CiliumIdentity of a number and its labels.
+#[must_use]
+pub fn identity_object(id: IdentityId, labels: &Labels) -> Object {
     let mut metadata = Map::from_iter([("name".to_owned(), Value::from(id.to_string()))]);
     if let Some(namespace) = labels.get(POD_NAMESPACE).filter(|label| label.source() == SOURCE_K8S) {
         metadata.insert("labels".to_owned(), json!({ POD_NAMESPACE: namespace.value() }));
@@ -170,7 +176,7 @@ impl Identities {
         let mut exists = exists;
         for _ in 0..ATTEMPTS {
             if !exists {
-                match self.objects.create(CILIUM_IDENTITY, object(id, labels)).await {
+                match self.objects.create(CILIUM_IDENTITY, identity_object(id, labels)).await {
                     Outcome::Done(stored) => return Ok(Some(age(&stored))),
                     // Somebody was faster, or the answer was lost: it has to be looked at.
                     Outcome::Refused(Refusal::AlreadyExists) | Outcome::Unknown(_) => {}
@@ -180,7 +186,7 @@ impl Identities {
             let found = self.objects.get(CILIUM_IDENTITY, &key).await.map_err(|error| unread(labels, &error))?;
             exists = found.is_some();
             let Some(found) = found else { continue };
-            if found.is_deleting() || labels_of(&found).as_ref() != Ok(labels) {
+            if found.is_deleting() || identity_labels(&found).as_ref() != Ok(labels) {
                 return Ok(None);
             }
             if !found.annotations().contains_key(HEARTBEAT_ANNOTATION) {
@@ -250,14 +256,14 @@ mod tests {
     #[test]
     fn an_identity_is_one_of_ciliums() {
         let labels = Labels::parse_canonical("k8s:app=web;k8s:io.kubernetes.pod.namespace=shop;").unwrap();
-        let object = object(IdentityId::new(300), &labels);
+        let object = identity_object(IdentityId::new(300), &labels);
         assert_eq!(
             object.0,
             json!({"apiVersion": "cilium.io/v2", "kind": "CiliumIdentity",
                 "metadata": {"name": "300", "labels": {"io.kubernetes.pod.namespace": "shop"}},
                 "security-labels": {"k8s:app": "web", "k8s:io.kubernetes.pod.namespace": "shop"}})
         );
-        assert_eq!(labels_of(&object), Ok(labels));
+        assert_eq!(identity_labels(&object), Ok(labels));
     }
 
     #[test]

@@ -27,6 +27,7 @@ use futures::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::identities::{identity_labels, identity_object};
 use self::{follow::follow, identities::Identities};
 use crate::{
     object::{
