@@ -52,7 +52,7 @@ use self::{
     watch::Follower,
 };
 pub use self::{
-    active::{activate, check, key},
+    active::{Asked, Standing, activate, asked, forget_left, key, standing, switch},
     format::{new_cell, read_cell, stored_cell},
 };
 use crate::{
@@ -77,7 +77,17 @@ const TRIES: usize = 8;
 pub struct ObjectLedger {
     objects: Arc<dyn Objects>,
     cluster: String,
+    role: Role,
     seen: Mutex<Seen>,
+}
+
+/// What the ledger is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The active store.
+    Active,
+    /// Being filled while the claims are moved here.
+    Filled,
 }
 
 /// What was seen of the store during a term.
@@ -177,7 +187,21 @@ impl ObjectLedger {
     /// The ledger of a cluster, by its name.
     #[must_use]
     pub fn new(objects: Arc<dyn Objects>, cluster: &str) -> Self {
-        Self { objects, cluster: cluster.to_owned(), seen: Mutex::default() }
+        Self { objects, cluster: cluster.to_owned(), role: Role::Active, seen: Mutex::default() }
+    }
+
+    /// The same for an operator that fills it, as long as the Ledger asks for the claims to be moved here.
+    #[must_use]
+    pub fn filled(objects: Arc<dyn Objects>, cluster: &str) -> Self {
+        Self { role: Role::Filled, ..Self::new(objects, cluster) }
+    }
+
+    /// Whether this ledger may be written.
+    fn admits(&self, ledger: &LedgerSeen) -> bool {
+        match self.role {
+            Role::Active => ledger.store == LedgerStore::CustomResources,
+            Role::Filled => ledger.move_to == Some(LedgerStore::CustomResources),
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -226,8 +250,7 @@ impl ObjectLedger {
     /// The Ledger, if it holds the term and the claims are kept here.
     async fn read_own(&self, term: &TermId) -> Result<LedgerSeen, Halt> {
         let ledger = self.read().await?.ok_or(Halt::FenceLost)?;
-        let own = ledger.term == term.as_str() && ledger.store == LedgerStore::CustomResources;
-        if own { Ok(ledger) } else { Err(Halt::FenceLost) }
+        if ledger.term == term.as_str() && self.admits(&ledger) { Ok(ledger) } else { Err(Halt::FenceLost) }
     }
 
     async fn list(&self) -> Result<(i64, Sorted), LedgerError> {
@@ -242,12 +265,14 @@ impl ObjectLedger {
         for _ in 0..TRIES {
             let ledger = self.read().await?;
             let outcome = match &ledger {
-                None if seen.value.is_some() => return Err(Halt::Replaced("the Ledger was deleted".to_owned())),
+                None if seen.value.is_some() || self.role == Role::Filled => {
+                    return Err(Halt::Replaced("the Ledger was deleted".to_owned()));
+                }
                 None => {
                     let ours = format::new_ledger(&self.cluster, LedgerStore::CustomResources, Some(term));
                     self.wrote_ledger(self.objects.create(LEDGER, ours).await)
                 }
-                Some(ledger) if ledger.store != LedgerStore::CustomResources => {
+                Some(ledger) if !self.admits(ledger) => {
                     return Err(not_active(ledger.store, LedgerStore::CustomResources).into());
                 }
                 // The list of cells changes the object as well. A term that is replaced never comes back, so its id
@@ -388,18 +413,14 @@ impl Ledger for ObjectLedger {
         *self.seen() =
             Seen { ledger: ledger.as_ref().map(|ledger| (ledger.uid.clone(), ledger.version)), ..Seen::default() };
         match ledger {
-            Some(ledger) if ledger.store != LedgerStore::CustomResources => {
-                Err(not_active(ledger.store, LedgerStore::CustomResources))
-            }
+            Some(ledger) if !self.admits(&ledger) => Err(not_active(ledger.store, LedgerStore::CustomResources)),
             ledger => Ok(ledger.map(|ledger| ledger.fence()).unwrap_or_default()),
         }
     }
 
     async fn read_fence(&self) -> Result<FenceSeen, LedgerError> {
         match self.read().await? {
-            Some(ledger) if ledger.store != LedgerStore::CustomResources => {
-                Err(not_active(ledger.store, LedgerStore::CustomResources))
-            }
+            Some(ledger) if !self.admits(&ledger) => Err(not_active(ledger.store, LedgerStore::CustomResources)),
             ledger => Ok(ledger.map(|ledger| ledger.fence()).unwrap_or_default()),
         }
     }

@@ -11,6 +11,7 @@ pub mod endpoint_gc;
 pub mod ledger_state;
 pub mod measured;
 pub mod metrics;
+pub mod moving;
 pub mod node;
 pub mod pool_state;
 pub mod ports;

@@ -27,3 +27,4 @@ pub use packed::{Facts, Packed};
 pub use plan::Site;
 pub use records::Records;
 pub use report::Reporter;
+pub(crate) use write::confirm_blocks;

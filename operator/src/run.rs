@@ -1,11 +1,13 @@
 //! One operator: keeps its views warm, stands for election, and works while it leads.
 
+mod begin;
+
 use std::{sync::Arc, time::Duration};
 
+use basal_crds::resources::LedgerStore;
 use basal_ipam::{config::PoolConfig, names::NodeName};
 use basal_objects::{
     cache::{Cache, Changes},
-    crd_install,
     events::{self, EventRecorder},
     leadership::{Elector, Leadership, LeadershipOptions, Term, TermId},
     ledger,
@@ -13,10 +15,9 @@ use basal_objects::{
     port::{Objects, ReadError, Scope},
 };
 use basal_runtime::{
-    backoff::{Backoff, Failures},
+    backoff::Backoff,
     controller::{ControllerMetrics, Driver, DriverOptions, TermEnded},
     env::{SharedEnv, TaskHandle},
-    failure::chain,
     queue::Queue,
     readiness::{Guard, Readiness},
     sync::lock,
@@ -29,14 +30,15 @@ use tracing::{info, warn};
 use crate::{
     denials::{Denials, Noted},
     duties::{self, DutySettings},
-    ledger_state,
+    ledger_state::{self, Work},
     metrics::OperatorMetrics,
+    moving::{self, Course, bridge, course},
     node::{
-        CiliumNodeFacts, Dangling, NodeController, NodeFacts, Packed, Reporter, Views, drift::FullPass, shared_address,
+        CiliumNodeFacts, NodeController, NodeFacts, Packed, Records, Reporter, Views, drift::FullPass, shared_address,
     },
     pool_state,
     ports::Ports,
-    term::{self, BeginError, Begun},
+    term::Begun,
 };
 
 /// How often every node is looked at, and the servers are compared with what watches told.
@@ -52,8 +54,8 @@ const QUEUE: usize = 50_000;
 /// Pauses of a node that failed, and of a term that does not begin.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
 
-/// How long a CustomResourceDefinition may take to be served.
-const CRD_LIMIT: Duration = Duration::from_secs(60);
+/// How long an operator that may not work with the claims leaves the Lease to others.
+const STAND_BACK: Duration = Duration::from_secs(10);
 
 /// Pause between two looks at the API server and etcd for `/readyz`.
 const PROBE: Duration = Duration::from_secs(5);
@@ -89,6 +91,15 @@ pub struct Operator {
     metrics: OperatorMetrics,
     controllers: ControllerMetrics,
     readiness: Readiness,
+}
+
+/// How a term ended that nothing went wrong in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The Lease is gone, or the process is to stop.
+    Over,
+    /// The claims are not this operator's to work with.
+    Refused,
 }
 
 /// Tasks that end with their owner.
@@ -130,9 +141,14 @@ impl Operator {
             let elector =
                 Elector::new(Arc::clone(&self.lease), Arc::clone(&self.ports.env), self.settings.election.clone());
             let task = elector.start(candidacy.clone());
-            self.candidate(&elector, &views, &stop).await;
+            let ended = self.candidate(&elector, &views, &stop).await;
             candidacy.cancel();
             task.join().await;
+            if ended == Ended::Refused {
+                let (pause, stopped) = (tokio::time::sleep(STAND_BACK).fuse(), stop.cancelled().fuse());
+                pin_mut!(pause, stopped);
+                select_biased! { () = stopped => return, () = pause => {} }
+            }
         }
     }
 
@@ -179,8 +195,11 @@ impl Operator {
                     Err(ReadError::UnknownKind(_)) => None,
                     other => other.map_err(|error| error.to_string())?,
                 };
-                match ledger::check(found.as_ref(), store) {
-                    Ok(()) => active.ready(),
+                match ledger::standing(found.as_ref()).map(|standing| course(store, standing.as_ref())) {
+                    Ok(Course::Serve { .. } | Course::Move { .. }) => active.ready(),
+                    Ok(Course::Refuse { active: other }) => {
+                        active.not_ready(moving::not_active(other, store).to_string());
+                    }
                     Err(error) => active.not_ready(error.to_string()),
                 }
                 Ok(())
@@ -205,23 +224,27 @@ impl Operator {
     }
 
     /// Waits for terms and works in them, until one ends that must not be taken up again or `stop`.
-    async fn candidate(&self, elector: &Elector, views: &Views, stop: &CancellationToken) {
+    async fn candidate(&self, elector: &Elector, views: &Views, stop: &CancellationToken) -> Ended {
         let mut leadership = elector.leadership();
         loop {
             let term = {
                 let (won, stopped) = (won(&mut leadership).fuse(), stop.cancelled().fuse());
                 pin_mut!(won, stopped);
-                select_biased! { () = stopped => return, term = won => term }
+                select_biased! { () = stopped => return Ended::Over, term = won => term }
             };
             info!(term = %term.id, "leading");
             self.metrics.set_leader(true);
             let ended = self.lead(elector, views, term, stop).await;
             self.metrics.set_leader(false);
             match ended {
-                Ok(()) => info!(term = %term.id, "not leading any more"),
+                Ok(Ended::Over) => info!(term = %term.id, "not leading any more"),
+                Ok(Ended::Refused) => {
+                    warn!(term = %term.id, "giving the Lease back: another operator may be able to work");
+                    return Ended::Refused;
+                }
                 Err(error) => {
                     warn!(term = %term.id, %error, "the term ended; standing for election anew");
-                    return;
+                    return Ended::Over;
                 }
             }
         }
@@ -234,7 +257,7 @@ impl Operator {
         views: &Views,
         term: Term,
         stop: &CancellationToken,
-    ) -> Result<(), TermEnded> {
+    ) -> Result<Ended, TermEnded> {
         let leadership = elector.leadership();
         let over = CancellationToken::new();
         let ports = self.ports.during(&leadership, term.id);
@@ -257,13 +280,19 @@ impl Operator {
         elector: &Elector,
         views: &Views,
         over: CancellationToken,
-    ) -> Result<(), TermEnded> {
+    ) -> Result<Ended, TermEnded> {
         let mut tasks = Tasks::default();
         let reporter =
             events::Reporter { controller: "basal-operator", instance: self.settings.election.identity.clone() };
         let (recorder, events) = EventRecorder::start(Arc::clone(&ports.objects), &ports.env, reporter);
         tasks.0.push(events);
-        let Some(begun) = self.begin(&ports, elector, &recorder, &over).await else { return Ok(()) };
+        let (ports, work, begun) = match self.begin(&ports, elector, &recorder, &over).await {
+            Ok(begun) => begun,
+            Err(ended) => return Ok(ended),
+        };
+        // Without etcd as the store of claims no record in it is this term's.
+        let records = if ports.store.kind() == work.home { views.records.clone() } else { Records::none() };
+        let views = &Views { records, ..views.clone() };
         let reporter = Reporter::new(recorder.clone(), self.metrics.clone());
         views.nodes.wait_synced().await;
         views.cilium_nodes.wait_synced().await;
@@ -272,7 +301,9 @@ impl Operator {
             reporter.lost(views, loss);
         }
         self.metrics.show(&begun.core);
-        tasks.0.extend(ports.store.duties(&ports, self.settings.duties, &recorder, &self.metrics));
+        let (task, moved) = ledger_state::watch(&ports, work, &recorder, &self.metrics);
+        tasks.0.push(task);
+        tasks.0.extend(self.duties(&ports, work, &begun));
         tasks.0.extend(duties::collect_endpoints(&ports, self.settings.duties, &self.metrics));
         tasks.0.push(pool_state::watch(&ports, &begun.core, &recorder));
         let queue = Queue::new(Arc::clone(&ports.env), QUEUE, PAUSES);
@@ -300,11 +331,17 @@ impl Operator {
         let controller = Arc::new(NodeController::new(ports, views.clone(), Arc::clone(&begun.core), reporter));
         let driver = Driver::new(controller, begun.core, queue, NODES, self.controllers.clone());
         let stop = over.child_token();
-        let (driven, replaced) = (driver.run(stop.clone()).fuse(), pass.run(FULL_PASS).fuse());
-        pin_mut!(driven, replaced);
+        let (driven, replaced, moved) = (driver.run(stop.clone()).fuse(), pass.run(FULL_PASS).fuse(), moved.fuse());
+        pin_mut!(driven, replaced, moved);
         let ended = select_biased! {
-            ended = driven => return ended,
+            ended = driven => return ended.map(|()| Ended::Over),
             ended = replaced => ended,
+            // The watch does not end before its task is dropped here.
+            message = moved => TermEnded {
+                controller: "ledger",
+                key: self.ports.cluster.name().to_string(),
+                message: message.unwrap_or_default(),
+            },
         };
         // What is under way is finished first, as at any other end.
         stop.cancel();
@@ -312,43 +349,18 @@ impl Operator {
         Err(ended)
     }
 
-    /// Begins the term, with growing pauses until it succeeds or the term is over.
-    async fn begin(
-        &self,
-        ports: &Ports,
-        elector: &Elector,
-        events: &EventRecorder,
-        over: &CancellationToken,
-    ) -> Option<Begun> {
-        let mut failures = Failures::none(PAUSES);
-        loop {
-            let tried = self.try_begin(ports, elector).fuse();
-            let stopped = over.cancelled().fuse();
-            pin_mut!(tried, stopped);
-            let error = select_biased! {
-                () = stopped => return None,
-                begun = tried => match begun {
-                    Ok(begun) => return Some(begun),
-                    Err(error) => error,
-                },
-            };
-            warn!(error = %chain(error.as_ref()), "the term does not begin yet");
-            if let Some(error) = error.downcast_ref::<BeginError>().filter(|error| error.needs_somebody()) {
-                ledger_state::tell_refused(ports, events, error).await;
-            }
-            let (pause, stopped) =
-                (tokio::time::sleep(failures.next(ports.env.as_ref())).fuse(), over.cancelled().fuse());
-            pin_mut!(pause, stopped);
-            select_biased! { () = stopped => return None, () = pause => {} }
-        }
-    }
-
-    async fn try_begin(&self, ports: &Ports, elector: &Elector) -> Result<Begun, anyhow::Error> {
-        let Settings { pool, quarantine, node_gc, definitions, .. } = &self.settings;
-        crd_install::install(ports.objects.as_ref(), ports.env.as_ref(), definitions, CRD_LIMIT).await?;
-        let begun = term::begin(ports, elector, pool, *quarantine).await?;
-        lock(&begun.core).dangling = Dangling::new(*node_gc);
-        Ok(begun)
+    /// What is kept up beside nodes in the store of claims, and while another one is left in that too.
+    fn duties(&self, ports: &Ports, work: Work, begun: &Begun) -> Vec<TaskHandle> {
+        let mut settings = self.settings.duties;
+        let Some(kv) = ports.kv.as_ref().filter(|_| work.bridged) else {
+            return ports.store.duties(ports, settings, &self.metrics);
+        };
+        // Who uses an identity shows in one of the places only.
+        settings.identity_gc = None;
+        let mut tasks = ports.serving(LedgerStore::Etcd).store.duties(ports, settings, &self.metrics);
+        let term = lock(&begun.core).allocator.term().clone();
+        tasks.push(bridge::start(ports, kv, &term));
+        tasks
     }
 }
 

@@ -17,11 +17,10 @@ use basal_ipam::{
     names::NodeName,
 };
 use basal_kvstore::{
-    kv::{KeyValue, Revision},
+    kv::{KeyValue, Kv, Revision},
     ledger::OwnerError,
 };
 use basal_objects::{
-    events::EventRecorder,
     leadership::{Leadership, TermId},
     port::{Objects, ReadError},
 };
@@ -61,6 +60,22 @@ pub enum Publication {
     Record,
     /// By `status.ipam.pod-cidrs` of its CiliumNode.
     Status,
+    /// By both: some agents still read the one, and some the other already.
+    Both,
+}
+
+impl Publication {
+    /// Whether there are records in etcd.
+    #[must_use]
+    pub const fn has_records(self) -> bool {
+        matches!(self, Self::Record | Self::Both)
+    }
+
+    /// Whether CiliumNodes confirm blocks.
+    #[must_use]
+    pub const fn has_status(self) -> bool {
+        matches!(self, Self::Status | Self::Both)
+    }
 }
 
 /// A change of what is published beside a CiliumNode.
@@ -82,6 +97,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// How nodes are made known.
     fn publication(&self) -> Publication;
+
+    /// The etcd in it. Whoever has one reaches both stores.
+    fn kv(&self) -> Option<Arc<dyn Kv>> {
+        None
+    }
 
     /// The claims.
     fn ledger(&self, objects: &Arc<dyn Objects>) -> Arc<dyn Ledger>;
@@ -109,11 +129,5 @@ pub trait Store: Send + Sync + 'static {
     async fn write(&self, name: &NodeName, guard: &Guard, change: RecordChange) -> Result<Revision, NodeError>;
 
     /// What a leader keeps up in it beside nodes; the tasks end when their handles are aborted.
-    fn duties(
-        &self,
-        ports: &Ports,
-        settings: DutySettings,
-        events: &EventRecorder,
-        metrics: &OperatorMetrics,
-    ) -> Vec<TaskHandle>;
+    fn duties(&self, ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle>;
 }

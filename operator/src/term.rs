@@ -12,14 +12,14 @@ use std::{
 use basal_ipam::{
     allocator::{Allocator, Carried, CarriedBlock, Loss, Next},
     config::PoolConfig,
-    ledger::{FenceAnswer, LedgerError, Loaded, SwapAnswer, SwapRefusal},
+    ledger::{FenceAnswer, FenceSeen, Ledger, LedgerError, Loaded, SwapAnswer, SwapRefusal},
     names::{NodeName, NodeUid, TermId},
     prefix::PodCidr,
 };
 use basal_kvstore::ledger::OwnerError;
 use basal_objects::{
     leadership::Elector,
-    ledger,
+    ledger::{self, Standing},
     object::resources,
     port::{Freshness, ReadError, Scope},
 };
@@ -31,9 +31,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
+    moving::MoveError,
     node::{CiliumNodeFacts, Facts as _, NodeCore, NodeFacts, Site, endpoints::InUse},
     ports::Ports,
-    store::StoreError,
+    store::{Publication, StoreError},
 };
 
 pub mod kv;
@@ -62,17 +63,28 @@ pub enum BeginError {
     /// This cluster cannot use the store of claims.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Somebody asked for the claims to be moved, or moved them, while the term began.
+    #[error("the Ledger changed while the term began; it is looked at again")]
+    Moved,
+    /// The claims are being moved by this operator.
+    #[error("moving the claims stopped: {0}")]
+    Move(#[from] MoveError),
 }
 
 impl BeginError {
-    /// Whether it stays until somebody changes a configuration.
+    /// Whether it stays until somebody changes something.
     pub(crate) fn needs_somebody(&self) -> bool {
         matches!(
             self,
-            Self::Ledger(LedgerError::NotActive { .. }) | Self::Store(StoreError::Owner(OwnerError::Another { .. }))
+            Self::Move(_)
+                | Self::Ledger(LedgerError::NotActive { .. } | LedgerError::Sealed { .. })
+                | Self::Store(StoreError::Owner(OwnerError::Another { .. }))
         )
     }
 }
+
+/// Reason of a move that stopped.
+pub(crate) const MOVE_STOPPED: Reason = Reason::new("MoveStopped");
 
 impl Failure for BeginError {
     fn reason(&self) -> Reason {
@@ -82,17 +94,23 @@ impl Failure for BeginError {
         const LEDGER_NOT_ACTIVE: Reason = Reason::new("LedgerNotActive");
         const LEDGER_OF_ANOTHER_CLUSTER: Reason = Reason::new("LedgerOfAnotherCluster");
         const LEDGER_REFUSED: Reason = Reason::new("LedgerRefused");
+        const LEDGER_SEALED: Reason = Reason::new("LedgerSealed");
+        const LEDGER_CHANGED: Reason = Reason::new("LedgerChanged");
         const API_SERVER_UNAVAILABLE: Reason = Reason::new("APIServerUnavailable");
         match self {
             Self::LeaseLost => LEASE_LOST,
             Self::FenceLost => FENCE_LOST,
             Self::Ledger(LedgerError::NotActive { .. }) => LEDGER_NOT_ACTIVE,
             Self::Store(StoreError::Owner(OwnerError::Another { .. })) => LEDGER_OF_ANOTHER_CLUSTER,
-            Self::Store(StoreError::Owner(OwnerError::Unknown(_))) | Self::Ledger(_) | Self::Unknown(_) => {
-                LEDGER_UNAVAILABLE
-            }
-            Self::Store(StoreError::Owner(OwnerError::Refused(_))) | Self::Swap(_) => LEDGER_REFUSED,
-            Self::Store(StoreError::Cluster(_) | StoreError::NoCluster) | Self::Read(_) => API_SERVER_UNAVAILABLE,
+            Self::Store(StoreError::Owner(OwnerError::Refused(_))) => LEDGER_REFUSED,
+            Self::Store(StoreError::Owner(OwnerError::Unknown(_))) => LEDGER_UNAVAILABLE,
+            Self::Store(StoreError::Cluster(_) | StoreError::NoCluster) => API_SERVER_UNAVAILABLE,
+            Self::Ledger(LedgerError::Sealed { .. }) => LEDGER_SEALED,
+            Self::Moved => LEDGER_CHANGED,
+            Self::Move(_) => MOVE_STOPPED,
+            Self::Ledger(_) | Self::Unknown(_) => LEDGER_UNAVAILABLE,
+            Self::Swap(_) => LEDGER_REFUSED,
+            Self::Read(_) => API_SERVER_UNAVAILABLE,
         }
     }
 
@@ -110,7 +128,7 @@ pub struct Begun {
     pub lost: Vec<Loss>,
 }
 
-/// Begins a term. `elector` holds the Lease already.
+/// Begins a term of the store that `ports` serve. `elector` holds the Lease already.
 ///
 /// # Errors
 /// See [`BeginError`]. Nothing was granted then; the fence may be taken.
@@ -119,22 +137,18 @@ pub async fn begin(
     elector: &Elector,
     pool: &PoolConfig,
     quarantine: Duration,
+    publication: Publication,
 ) -> Result<Begun, BeginError> {
     ledger::activate(ports.objects.as_ref(), ports.cluster.name().as_str(), ports.store.kind()).await?;
     ports.store.own(&ports.objects).await?;
     let seen = ports.ledger.begin().await?;
-    if !elector.holds_lease().await? {
-        return Err(BeginError::LeaseLost);
+    if seen.is_sealed() {
+        may_begin(ports, &seen).await?;
     }
     let term = TermId::from_random(ports.env.random_u64(), ports.env.random_u64());
-    match ports.ledger.take_fence(&seen, &term).await {
-        FenceAnswer::Taken => {}
-        FenceAnswer::Lost => return Err(BeginError::FenceLost),
-        FenceAnswer::Refused(refusal) => return Err(refusal.into()),
-        // The fence may hold the term. The next try reads it and takes it with another term, which is as good.
-        FenceAnswer::Unknown(why) => return Err(BeginError::Unknown(why)),
-        FenceAnswer::StoreReplaced(why) => return Err(LedgerError::StoreReplaced(why).into()),
-    }
+    take_fence(ports.ledger.as_ref(), elector, &seen, &term).await?;
+    // After the fence was taken: who moves the claims reads the Ledger first, and then finds that its seal is gone.
+    may_begin(ports, &seen).await?;
     let begun = Instant::now();
     let carried = carried(ports).await?;
     // After the objects: a claim that is newer than what they list is seen.
@@ -149,9 +163,41 @@ pub async fn begin(
     let adoption = allocator.adopt(&carried);
     info!(nodes = carried.len(), kept = adoption.kept.len(), lost = adoption.lost.len(), "took over what nodes carry");
     flush(ports, &mut allocator, begun).await?;
-    let site = Site { cluster: ports.cluster.clone(), publication: ports.store.publication() };
+    let site = Site { cluster: ports.cluster.clone(), publication };
     let core = NodeCore::new(allocator, begun, site, ports.ledger.limits());
     Ok(Begun { core: Arc::new(Mutex::new(core)), lost: adoption.lost })
+}
+
+/// Whether a term of this store may begin that found the fence so: in the active store, and over a seal only when the move
+/// that it was made for is called off.
+async fn may_begin(ports: &Ports, seen: &FenceSeen) -> Result<(), BeginError> {
+    let asked = ledger::asked(ports.objects.as_ref(), ports.cluster.name().as_str()).await?;
+    let Some(Standing { store, move_to, .. }) = asked.map(|asked| asked.standing) else { return Ok(()) };
+    match move_to {
+        _ if store != ports.store.kind() => Err(BeginError::Moved),
+        Some(to) if seen.is_sealed() => Err(LedgerError::Sealed { to: to.as_str() }.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the fence of a ledger for a term, if the Lease is still held.
+pub(crate) async fn take_fence(
+    ledger: &dyn Ledger,
+    elector: &Elector,
+    seen: &FenceSeen,
+    term: &TermId,
+) -> Result<(), BeginError> {
+    if !elector.holds_lease().await? {
+        return Err(BeginError::LeaseLost);
+    }
+    match ledger.take_fence(seen, term).await {
+        FenceAnswer::Taken => Ok(()),
+        FenceAnswer::Lost => Err(BeginError::FenceLost),
+        FenceAnswer::Refused(refusal) => Err(refusal.into()),
+        // The fence may hold the term. The next try reads it and takes it with another term, which is as good.
+        FenceAnswer::Unknown(why) => Err(BeginError::Unknown(why)),
+        FenceAnswer::StoreReplaced(why) => Err(LedgerError::StoreReplaced(why).into()),
+    }
 }
 
 async fn load(ports: &Ports, term: &TermId) -> Result<Loaded, BeginError> {

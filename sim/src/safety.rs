@@ -1,7 +1,7 @@
 //! The promise that nothing may break: no block has two owners, no block in use is free, quarantine is kept.
 //!
-//! [`BlockSafety`] looks at the stores themselves: the ledger's cells, in etcd or in custom resources, the CiliumNodes, the
-//! node records; and at the blocks in which pods run, which a scenario tells it. What it finds must hold after every single
+//! [`BlockSafety`] looks at the stores themselves: the cells of the ledger that is the active one, the CiliumNodes, the node
+//! records; and at the blocks in which pods run, which a scenario tells it. What it finds must hold after every single
 //! change, whoever made it. What a user writes into a CiliumNode by hand is a wish, and what was lost when etcd was put back
 //! is nobody's fault: both it must be told of.
 
@@ -29,7 +29,7 @@ use basal_objects::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use self::read::{Parsed, Spec};
+use self::read::{Counts, Parsed, Spec};
 use crate::{kv::ModelKv, objects::ModelObjects};
 
 /// A broken promise.
@@ -83,6 +83,8 @@ pub struct BlockSafety {
     cells: Parsed<Result<Cell, CellError>>,
     specs: Parsed<Spec>,
     records: Parsed<Vec<Holding>>,
+    /// What counts since the last look.
+    counts: Counts,
     wishes: BTreeMap<String, Wish>,
     /// The blocks in which pods of a node run, and whether the ledger has held the block for the node since etcd was put
     /// back.
@@ -110,6 +112,7 @@ impl BlockSafety {
             cells: Parsed::default(),
             specs: Parsed::default(),
             records: Parsed::default(),
+            counts: Counts::ALL,
             wishes: BTreeMap::new(),
             pods: BTreeMap::new(),
             put_back: false,
@@ -181,7 +184,9 @@ impl BlockSafety {
         }
         self.check_owners(&uses)?;
         self.check_frees(&uses)?;
-        self.check_confirmations(&uses)?;
+        if self.counts.confirmations {
+            self.check_confirmations(&uses)?;
+        }
         // A claim that went because the ledger was put back did not leave: its time of rest goes on if it is there still.
         if let Some(breach) = rested.into_iter().next().filter(|_| !put_back) {
             return Err(breach.into());
@@ -193,22 +198,29 @@ impl BlockSafety {
 
     fn read(&mut self, kv: &ModelKv, objects: &ModelObjects) {
         let (mut cells, mut specs, mut records) = (Parsed::default(), Parsed::default(), Parsed::default());
-        kv.visit(self.keys.prefix(), |key, revision, value| {
-            if let Some(LedgerKey::Cell(id)) = self.keys.parse(key) {
-                cells.keep(&mut self.cells, key, revision, || Cell::from_json(id, value));
-            }
-        });
-        objects.visit(&resources::POD_CIDR_CELL, |key, revision, value| {
-            if value.pointer("/spec/cluster").and_then(Value::as_str) == Some(self.cluster.as_str()) {
-                cells.keep(&mut self.cells, key, revision, || {
-                    let missing = || Err(CellError::Unreadable("no cell".to_owned()));
-                    read_cell(&self.cluster, &Object(value.clone())).unwrap_or_else(missing)
-                });
-            }
-        });
-        kv.visit(NODES_PREFIX, |key, revision, value| {
-            records.keep(&mut self.records, key, revision, || read::record(value));
-        });
+        self.counts = Counts::of(&self.cluster, objects);
+        if self.counts.cells_in_etcd {
+            kv.visit(self.keys.prefix(), |key, revision, value| {
+                if let Some(LedgerKey::Cell(id)) = self.keys.parse(key) {
+                    cells.keep(&mut self.cells, key, revision, || Cell::from_json(id, value));
+                }
+            });
+        }
+        if self.counts.cells_in_objects {
+            objects.visit(&resources::POD_CIDR_CELL, |key, revision, value| {
+                if value.pointer("/spec/cluster").and_then(Value::as_str) == Some(self.cluster.as_str()) {
+                    cells.keep(&mut self.cells, key, revision, || {
+                        let missing = || Err(CellError::Unreadable("no cell".to_owned()));
+                        read_cell(&self.cluster, &Object(value.clone())).unwrap_or_else(missing)
+                    });
+                }
+            });
+        }
+        if self.counts.records {
+            kv.visit(NODES_PREFIX, |key, revision, value| {
+                records.keep(&mut self.records, key, revision, || read::record(value));
+            });
+        }
         objects.visit(&resources::CILIUM_NODE, |key, revision, value| {
             specs.keep(&mut self.specs, key, revision, || Spec::read(value));
         });

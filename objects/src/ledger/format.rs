@@ -60,6 +60,8 @@ pub(super) struct LedgerSeen {
     pub(super) uid: String,
     pub(super) version: Version,
     pub(super) store: LedgerStore,
+    pub(super) move_to: Option<LedgerStore>,
+    pub(super) leaving: Option<LedgerStore>,
     /// Empty while there is no term.
     pub(super) term: String,
     /// The index: every cell that there is.
@@ -76,6 +78,8 @@ impl LedgerSeen {
             uid: object.uid().to_owned(),
             version: version(object)?,
             store: ledger.spec.store,
+            move_to: ledger.spec.move_to.filter(|to| *to != ledger.spec.store),
+            leaving: ledger.spec.leaving.filter(|left| *left != ledger.spec.store),
             cells: ledger.spec.cells.iter().map(cell).collect::<Result<_, _>>()?,
             term: ledger.spec.term,
         })

@@ -132,9 +132,10 @@ impl Failure for NodeError {
                 Retry::After((*next_in).clamp(Duration::from_secs(1), REFUSED_PAUSE))
             }
             Self::Refused(_) | Self::Endpoints(_) => Retry::After(REFUSED_PAUSE),
-            Self::FenceLost | Self::Ledger(LedgerError::StoreReplaced(_) | LedgerError::NotActive { .. }) => {
-                Retry::EndTerm
-            }
+            Self::FenceLost
+            | Self::Ledger(
+                LedgerError::StoreReplaced(_) | LedgerError::NotActive { .. } | LedgerError::Sealed { .. },
+            ) => Retry::EndTerm,
             Self::Read(ReadError::TooManyRequests { retry_after: Some(pause) })
             | Self::Write { refusal: ObjectRefusal::TooManyRequests { retry_after: Some(pause) }, .. } => {
                 Retry::After(*pause)

@@ -235,9 +235,11 @@ fn serve(
     }
     // What makes the blocks known rests on the CiliumNode, so it follows once that is there.
     if let Some(facts) = &cilium_node {
-        match site.publication {
-            Publication::Status => actions.extend(confirm(facts, &blocks)),
-            Publication::Record => match record_of(&site.cluster, facts, &blocks) {
+        if site.publication.has_status() {
+            actions.extend(confirm(facts, &blocks));
+        }
+        if site.publication.has_records() {
+            match record_of(&site.cluster, facts, &blocks) {
                 Ok(made) => {
                     let text = made.to_json();
                     if record.as_deref() != Some(text.as_bytes())
@@ -247,14 +249,14 @@ fn serve(
                     }
                 }
                 Err(error) => complaints.push(Complaint::Field(error)),
-            },
+            }
         }
     }
     NodePlan { actions, complaints, wait, node, cilium_node }
 }
 
 /// What makes the status of a CiliumNode confirm exactly these blocks; nothing when it does.
-fn confirm(seen: &CiliumNodeFacts, blocks: &[PodCidr]) -> Option<Action> {
+pub(super) fn confirm(seen: &CiliumNodeFacts, blocks: &[PodCidr]) -> Option<Action> {
     let in_use = PodCidrStatus { status: Some(PodCidrUse::InUse) };
     let wanted: BTreeMap<String, PodCidrStatus> =
         blocks.iter().map(|block| (block.to_string(), in_use.clone())).collect();
@@ -348,7 +350,7 @@ fn let_go(publication: Publication, facts: &CiliumNodeFacts) -> Vec<Action> {
     if !facts.pod_cidrs.is_empty() {
         actions.push(Action::WritePodCidrs { uid, resource_version, pod_cidrs: Vec::new() });
     }
-    if publication == Publication::Status {
+    if publication.has_status() {
         actions.extend(confirm(facts, &[]));
     }
     actions

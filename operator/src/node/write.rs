@@ -11,7 +11,11 @@ use basal_objects::{
 use basal_runtime::outcome::Outcome;
 use serde_json::{Value, json};
 
-use super::{error::NodeError, plan::Action};
+use super::{
+    error::NodeError,
+    facts::CiliumNodeFacts,
+    plan::{Action, confirm},
+};
 use crate::{ports::Ports, store::RecordChange};
 
 /// What was written.
@@ -98,6 +102,19 @@ pub(super) async fn act(
         }
     }
     Ok(())
+}
+
+/// Makes a CiliumNode as it was seen confirm exactly these blocks.
+pub(crate) async fn confirm_blocks(
+    ports: &Ports,
+    name: &NodeName,
+    seen: &CiliumNodeFacts,
+    blocks: &[PodCidr],
+) -> Result<(), NodeError> {
+    match confirm(seen, blocks) {
+        Some(action) => act(ports, name, action, &mut Written::default()).await,
+        None => Ok(()),
+    }
 }
 
 pub(super) fn done<T>(what: &'static str, outcome: Outcome<T, Refusal>) -> Result<T, NodeError> {

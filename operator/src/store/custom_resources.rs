@@ -10,7 +10,6 @@ use basal_ipam::{
 };
 use basal_kvstore::kv::{KeyValue, Revision};
 use basal_objects::{
-    events::EventRecorder,
     leadership::{Leadership, TermId},
     ledger::ObjectLedger,
     port::Objects,
@@ -25,7 +24,6 @@ use tokio::sync::watch;
 use super::{Publication, RecordChange, Store, StoreError, identities};
 use crate::{
     duties::DutySettings,
-    ledger_state,
     metrics::OperatorMetrics,
     node::{NodeError, Records},
     ports::Ports,
@@ -90,19 +88,12 @@ impl Store for CustomResources {
         Err(NodeError::GuardLost)
     }
 
-    fn duties(
-        &self,
-        ports: &Ports,
-        settings: DutySettings,
-        events: &EventRecorder,
-        metrics: &OperatorMetrics,
-    ) -> Vec<TaskHandle> {
-        let mut tasks = vec![ledger_state::watch(ports, events, metrics)];
-        if let Some(interval) = settings.identity_gc {
-            let range = IdentityRange::of(ports.cluster.id());
+    fn duties(&self, ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
+        let range = IdentityRange::of(ports.cluster.id());
+        let start = |interval| {
             let pace = (interval, settings.identity_heartbeat);
-            tasks.push(identities::start(&ports.env, &ports.objects, range, pace, metrics));
-        }
-        tasks
+            identities::start(&ports.env, &ports.objects, range, pace, metrics)
+        };
+        settings.identity_gc.map(start).into_iter().collect()
     }
 }

@@ -16,7 +16,6 @@ use basal_kvstore::{
     records::{Guarded, NodeRecords},
 };
 use basal_objects::{
-    events::EventRecorder,
     leadership::{Leadership, TermId},
     object::{ObjectKey, resources},
     port::Objects,
@@ -70,6 +69,10 @@ impl Store for Etcd {
 
     fn publication(&self) -> Publication {
         Publication::Record
+    }
+
+    fn kv(&self) -> Option<Arc<dyn Kv>> {
+        Some(Arc::clone(&self.kv))
     }
 
     fn ledger(&self, _: &Arc<dyn Objects>) -> Arc<dyn Ledger> {
@@ -141,13 +144,7 @@ impl Store for Etcd {
         }
     }
 
-    fn duties(
-        &self,
-        ports: &Ports,
-        settings: DutySettings,
-        _: &EventRecorder,
-        metrics: &OperatorMetrics,
-    ) -> Vec<TaskHandle> {
+    fn duties(&self, ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
         duties::start(ports, Arc::clone(&self.kv), settings, metrics)
     }
 }

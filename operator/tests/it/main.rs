@@ -12,6 +12,7 @@ mod explore;
 mod gone;
 mod hard_days;
 mod input;
+mod moving;
 mod served;
 mod weather;
 mod without_etcd;

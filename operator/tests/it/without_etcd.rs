@@ -14,14 +14,14 @@ use crate::{
 };
 
 /// The reasons of events about objects of a kind.
-fn told(world: &World, resource: Resource) -> BTreeSet<String> {
+pub(crate) fn told(world: &World, resource: Resource) -> BTreeSet<String> {
     let events = world.objects().all(&resources::EVENT).into_iter();
     let of_kind = events.filter(|event| event.0["regarding"]["kind"] == resource.kind);
     of_kind.filter_map(|event| event.0["reason"].as_str().map(str::to_owned)).collect()
 }
 
 /// Whether the Ledger has a condition of this type and reason that is true.
-fn is_condition(world: &World, kind: &str, reason: &str) -> bool {
+pub(crate) fn is_condition(world: &World, kind: &str, reason: &str) -> bool {
     let conditions = ledger(world).pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     conditions.iter().any(|c| c["type"] == kind && c["status"] == "True" && c["reason"] == reason)
 }

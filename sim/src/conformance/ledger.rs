@@ -82,6 +82,7 @@ pub fn cases() -> Vec<Case<LedgerFixture>> {
         a_swapped_cell_is_there_for_all,
         a_cell_at_another_version_conflicts_and_nothing_is_written,
         a_lost_fence_counts_before_a_conflict,
+        a_sealed_ledger_refuses_every_swap,
         a_batch_must_fit,
         a_watch_begins_where_the_load_ended,
         a_watch_tells_of_fence_and_cells_in_order,
@@ -189,6 +190,27 @@ async fn a_lost_fence_counts_before_a_conflict(f: &LedgerFixture) -> Verdict {
     f.swap_one(&term, swap_of(0, Version::ABSENT, "a")?).await?;
     f.term(2).await?;
     same("swap", f.one.swap(&term, &[swap_of(0, Version::ABSENT, "b")?]).await, SwapAnswer::FenceLost)
+}
+
+async fn a_sealed_ledger_refuses_every_swap(f: &LedgerFixture) -> Verdict {
+    let term = f.term(1).await?;
+    f.swap_one(&term, swap_of(0, Version::ABSENT, "a")?).await?;
+    let (seen, seal) = (read("begin", f.other.begin().await)?, TermId::seal(0, 2));
+    same("seal", f.other.take_fence(&seen, &seal).await, FenceAnswer::Taken)?;
+    holds("the fence is sealed", read("read the fence", f.one.read_fence().await)?.is_sealed())?;
+    let loaded = f.load().await?;
+    let version = loaded.cells.get(&cell_id(0)?).map_or(Version::ABSENT, |stored| stored.version);
+    for swap in [swap_of(0, version, "b")?, swap_of(1, Version::ABSENT, "b")?] {
+        for ledger in [&f.one, &f.other] {
+            same("swap", ledger.swap(&term, std::slice::from_ref(&swap)).await, SwapAnswer::FenceLost)?;
+        }
+    }
+    same("take the fence by an old look", f.one.take_fence(&seen, &term_id(3)).await, FenceAnswer::Lost)?;
+    same("contents", f.load().await?.cells, loaded.cells)?;
+    // Called off: a term that saw the seal begins over it.
+    let term = f.term(4).await?;
+    let version = f.load().await?.cells.get(&cell_id(0)?).map_or(Version::ABSENT, |stored| stored.version);
+    f.swap_one(&term, swap_of(0, version, "c")?).await.map(drop)
 }
 
 async fn a_batch_must_fit(f: &LedgerFixture) -> Verdict {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use basal_crds::kvstore::NodeRecord;
 use basal_ipam::owners::{Holding, Source};
 use basal_kvstore::kv::Revision;
+use basal_objects::object::resources;
 use serde_json::Value;
+
+use crate::objects::ModelObjects;
 
 /// What was read out of some keys, by the revision that wrote each: few of them change between two looks.
 #[derive(Debug)]
@@ -27,6 +30,41 @@ impl<T> Parsed<T> {
 
     pub(super) fn values(&self) -> impl Iterator<Item = (&String, &T)> {
         self.0.iter().map(|(key, (_, value))| (key, value))
+    }
+}
+
+/// Which places say who owns a block. A store that was left keeps what it held at that time, and means nothing by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) cells_in_etcd: bool,
+    pub(super) cells_in_objects: bool,
+    /// Node records.
+    pub(super) records: bool,
+    /// Blocks that CiliumNodes confirm.
+    pub(super) confirmations: bool,
+}
+
+impl Counts {
+    pub(super) const ALL: Self =
+        Self { cells_in_etcd: true, cells_in_objects: true, records: true, confirmations: true };
+
+    /// What counts by the Ledger of this cluster; everything where there is none. While a store is left, agents may read
+    /// either place.
+    pub(super) fn of(cluster: &str, objects: &ModelObjects) -> Self {
+        let mut counts = Self::ALL;
+        objects.visit(&resources::LEDGER, |_, _, value| {
+            let text = |pointer| value.pointer(pointer).and_then(Value::as_str);
+            if text("/metadata/name") == Some(cluster) {
+                let (etcd, both) = (text("/spec/store") == Some("etcd"), text("/spec/leaving").is_some());
+                counts = Self {
+                    cells_in_etcd: etcd,
+                    cells_in_objects: !etcd,
+                    records: etcd || both,
+                    confirmations: !etcd || both,
+                };
+            }
+        });
+        counts
     }
 }
 

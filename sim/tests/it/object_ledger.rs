@@ -12,7 +12,7 @@ use basal_ipam::{
     prefix::PodCidr,
 };
 use basal_objects::{
-    ledger::{ObjectLedger, activate},
+    ledger::{ObjectLedger, Standing, activate, asked, forget_left, switch},
     object::{
         Object, ObjectKey, Resource,
         resources::{LEDGER, POD_CIDR_CELL},
@@ -321,4 +321,36 @@ async fn only_the_active_store_grants() {
     assert!(patch(&server, LEDGER, &seen, json!({ "spec": { "store": "etcd" } })).await.is_done());
     assert_eq!(swap(&ledger, &term, Version::ABSENT, first()).await, SwapAnswer::FenceLost);
     assert!(matches!(ledger.read_fence().await, Err(LedgerError::NotActive { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_is_filled_only_while_the_claims_are_to_be_moved_into_it() {
+    let server = server();
+    activate(&server, "default", LedgerStore::Etcd).await.unwrap();
+    let filled = ObjectLedger::filled(Arc::new(server.clone()), "default");
+    assert!(matches!(filled.begin().await, Err(LedgerError::NotActive { .. })));
+    let ask = async |spec: Value| {
+        let seen = get(&server, LEDGER, "default").await;
+        assert!(patch(&server, LEDGER, &seen, json!({ "spec": spec })).await.is_done());
+    };
+    ask(json!({ "moveTo": "custom-resources" })).await;
+    let term = begin(&filled, 1).await;
+    write(&filled, &term, Version::ABSENT, first()).await;
+    assert!(matches!(ledger(&server).begin().await, Err(LedgerError::NotActive { .. })), "it is not active yet");
+
+    // A Ledger that changed since is not switched.
+    let old = asked(&server, "default").await.unwrap().unwrap();
+    ask(json!({ "moveTo": null })).await;
+    let version = filled.load().await.unwrap().cells[&id("10.0.0.0/16")].version;
+    assert_eq!(swap(&filled, &term, version, first()).await, SwapAnswer::FenceLost, "called off");
+    ask(json!({ "moveTo": "custom-resources" })).await;
+    assert!(switch(&server, "default", &old, LedgerStore::CustomResources).await.is_err());
+
+    let now = asked(&server, "default").await.unwrap().unwrap();
+    switch(&server, "default", &now, LedgerStore::CustomResources).await.unwrap();
+    let found = asked(&server, "default").await.unwrap().unwrap();
+    let (store, leaving) = (LedgerStore::CustomResources, Some(LedgerStore::Etcd));
+    assert_eq!(found.standing, Standing { store, move_to: None, leaving });
+    forget_left(&server, "default", &found).await.unwrap();
+    assert_eq!(asked(&server, "default").await.unwrap().unwrap().standing.leaving, None);
 }
