@@ -59,7 +59,8 @@ fn read<C: Parser>(objects: &[Value], kind: &str) -> Loaded<C> {
     let pod = &only(objects, kind)["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     let config_dir = mount_of(pod, "cilium-config");
-    assert_eq!(container["args"], json!([format!("--config-dir={config_dir}")]));
+    let args: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+    assert_eq!(args[0], format!("--config-dir={config_dir}"));
     let environment = container["env"].as_array().unwrap().iter().map(|variable| {
         let field = variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str);
         let value = field.map(|path| format!("the pod's {path}")).or(variable["value"].as_str().map(str::to_owned));
@@ -67,6 +68,7 @@ fn read<C: Parser>(objects: &[Value], kind: &str) -> Loaded<C> {
     });
     let environment: BTreeMap<String, String> = environment.collect();
     let mut arguments = vec!["daemon".into(), format!("--config-dir={}", folder.path().display()).into()];
+    arguments.extend(args.into_iter().skip(1).map(Into::into));
     for (flag, variable) in of_environment::<C>() {
         assert!(environment.contains_key(&variable), "{kind}: {variable} is missing");
         arguments.push(flag.into());
@@ -132,6 +134,20 @@ fn the_agent_finds_the_nodes_folders_where_it_looks_for_them() {
         assert_eq!(Path::new(&host_path(&pod, path)), path);
     }
     assert_eq!(host_path(&pod, &config.datapath.procfs.join("sys/net")), "/proc/sys/net");
+}
+
+#[test]
+fn agents_do_without_etcd_while_operators_alone_reach_it() {
+    let kvstores = |agents: &str| {
+        let mut values = with_etcd();
+        values["etcd"]["agents"] = json!(agents);
+        let installed = Installed::with(&values);
+        installed.agent.config.settings().unwrap();
+        [installed.agent.config.etcd.kvstore, installed.operator.config.etcd.kvstore]
+    };
+    assert_eq!(kvstores("none"), ["", "etcd"]);
+    assert_eq!(kvstores("moving"), ["etcd", "etcd"]);
+    assert_eq!(kvstores("all"), ["etcd", "etcd"]);
 }
 
 #[test]

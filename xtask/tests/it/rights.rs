@@ -127,6 +127,15 @@ fn a_real_api_server_takes_every_object_and_grants_no_more_than_needed() {
     }
     let agents_identities = |verb: &str| may("basal-agent", verb, "ciliumidentities.cilium.io", "default");
     assert_eq!(["list", "create"].map(agents_identities), ["no", "no"]);
+    for agents in ["none", "moving"] {
+        let mut values = with_etcd();
+        values["etcd"]["agents"] = json!(agents);
+        install(&values);
+        assert_eq!(["list", "create"].map(agents_identities), ["yes", "yes"], "{agents}");
+    }
+    let create = || may("basal-operator", "create", "ciliumidentities.cilium.io", "default");
+    assert_eq!(create(), "yes");
     install(&json!({}));
+    assert_eq!(create(), "no");
     assert_eq!(["watch", "create", "patch", "delete"].map(agents_identities), ["yes", "yes", "yes", "no"]);
 }
