@@ -17,6 +17,7 @@ mod random;
 mod rights;
 mod services;
 mod steps;
+mod store;
 mod suite;
 mod traffic;
 mod unattended;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let machine = if arguments.list { Ok(None) } else { have_the_machine().map(Some) };
     let Ok(_machine) = machine.inspect_err(|error| say(format!("{error:#}"))) else { return ExitCode::FAILURE };
     let suite = Suite::new(name);
-    let trials = vec![
+    let mut trials = vec![
         timed("a_cluster_boots_and_leaves_nothing", boot::boots_and_leaves_nothing),
         timed("a_start_cut_short_is_cleaned_up", boot::cut_short),
         timed("without_etcd_records_are_custom_resources", without_etcd::records_are_objects),
@@ -56,6 +57,9 @@ fn main() -> ExitCode {
         suite.trial("a_missing_right_is_named", rights::a_missing_right_is_named),
         suite.trial("a_refused_key_stops_the_start", honesty::a_refused_key_stops_the_start),
     ];
+    if store::is_asked() {
+        trials.push(timed("the_store_changes_under_pods", store::there_and_back));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     let clean = suite.end();
     if conclusion.has_failed() || !clean { ExitCode::FAILURE } else { ExitCode::SUCCESS }
