@@ -10,8 +10,9 @@
 //! - **The seal is the fence** of the old ledger, which every swap compares. What was swapped before it is copied, and
 //!   nothing is swapped after it.
 //! - **A term that finds a seal** takes the fence only while no move is asked for, and looks at the Ledger again *after* it
-//!   took it. The mover looks at the Ledger first, then at the seal, and then writes the Ledger as it read it. So either the
-//!   term sees that a move is asked for, or the mover sees that its seal is gone.
+//!   took it; in etcd every term does, since another one may have taken the seal away before. The mover looks at the Ledger
+//!   first, then at the seal, and then writes the Ledger as it read it. So either the term sees that a move is asked for, or
+//!   the mover sees that its seal is gone.
 //! - **The Ledger is a fence for movers**: it holds the fence of the ledger in custom resources, which each mover writes,
 //!   be it the old one or the new one. So a mover that wakes up late writes nothing that counts.
 //!

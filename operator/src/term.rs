@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use basal_crds::resources::LedgerStore;
 use basal_ipam::{
     allocator::{Allocator, Carried, CarriedBlock, Loss, Next},
     config::PoolConfig,
@@ -175,6 +176,9 @@ async fn may_begin(ports: &Ports, seen: &FenceSeen) -> Result<(), BeginError> {
     let Some(Standing { store, move_to, .. }) = asked.map(|asked| asked.standing) else { return Ok(()) };
     match move_to {
         _ if store != ports.store.kind() => Err(BeginError::Moved),
+        // The fence in etcd is no part of the Ledger, so taking it does not show there: no term of etcd begins beside a move,
+        // whatever the fence held. Who leads there moves the claims itself.
+        Some(_) if store == LedgerStore::Etcd => Err(BeginError::Moved),
         Some(to) if seen.is_sealed() => Err(LedgerError::Sealed { to: to.as_str() }.into()),
         _ => Ok(()),
     }

@@ -11,6 +11,7 @@ mod model_one_cell;
 mod oracle;
 mod pools;
 mod rest;
+mod sealing;
 mod support;
 mod transfer;
 mod unknown;
