@@ -178,10 +178,57 @@ impl IdentityRange {
     pub fn contains(&self, id: IdentityId) -> bool {
         self.0.contains(&id.0)
     }
+
+    /// Those that new identities get in one place. The other place never gives one of them.
+    #[must_use]
+    pub fn drawn_in(&self, place: IdentityPlace) -> DrawnIdentities {
+        // The first number of every range is even.
+        let offset = match place {
+            IdentityPlace::CustomResources => 0,
+            IdentityPlace::Etcd => 1,
+        };
+        DrawnIdentities { first: self.0.start() + offset, count: self.count() / 2 }
+    }
+}
+
+/// Where a cluster keeps its identities.
+///
+/// Each place takes care by itself that no number has two sets of labels. While the store of a running cluster is changed
+/// agents of both kinds allocate, and none of them looks into the other place; so each draws from numbers of its own: even
+/// ones become CiliumIdentities, odd ones keys in etcd. What exists in either place is used whatever its number is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdentityPlace {
+    /// Keys in etcd.
+    Etcd,
+    /// CiliumIdentities.
+    CustomResources,
+}
+
+/// Every other number of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrawnIdentities {
+    first: u32,
+    count: u32,
+}
+
+impl DrawnIdentities {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// All of them once, from the place on that `random` points to.
+    pub fn from_place(self, random: u64) -> impl Iterator<Item = IdentityId> {
+        let start = u32::try_from(random % u64::from(self.count)).unwrap_or_default();
+        (0..self.count).map(move |step| IdentityId(self.first + (start + step) % self.count * 2))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -194,6 +241,18 @@ mod tests {
         assert!(!range.contains(IdentityId::new(262_144)));
         let range = IdentityRange::of(ClusterId::new(255));
         assert_eq!(range.last().get(), 0x00ff_ffff);
+    }
+
+    #[test]
+    fn no_number_is_drawn_in_both_places() {
+        for cluster in [0, 3, 255] {
+            let range = IdentityRange::of(ClusterId::new(cluster));
+            let drawn = |place| range.drawn_in(place).from_place(7).collect::<BTreeSet<_>>();
+            let (etcd, objects) = (drawn(IdentityPlace::Etcd), drawn(IdentityPlace::CustomResources));
+            assert!(etcd.is_disjoint(&objects));
+            let all: BTreeSet<IdentityId> = etcd.union(&objects).copied().collect();
+            assert_eq!(all, (range.first().get()..=range.last().get()).map(IdentityId::new).collect());
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use basal_crds::{
         AllocateError,
         identities::{ATTEMPTS, IdentityTable, KnownIdentities},
     },
-    identity::{IdentityId, IdentityRange},
+    identity::{IdentityId, IdentityPlace, IdentityRange},
     kvstore::{keys, parse_identity_value},
     labels::Labels,
 };
@@ -100,11 +100,12 @@ impl IdentityStore {
             }
             refused.insert(id);
         }
+        let drawn = self.range.drawn_in(IdentityPlace::Etcd);
         for _ in 0..ATTEMPTS {
             let random = self.session.env().random_u64();
-            let free = lock(&self.table).known.free(&self.range, &refused, random);
+            let free = lock(&self.table).known.free(drawn, &refused, random);
             let Some(id) = free else {
-                return Err(AllocateError::Exhausted { labels: labels.clone(), count: self.range.count() });
+                return Err(AllocateError::Exhausted { labels: labels.clone(), count: drawn.count() });
             };
             if self.claim(labels, id, held).await? {
                 return Ok(id);

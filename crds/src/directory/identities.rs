@@ -16,7 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{Change, Changes};
 use crate::{
-    identity::{IdentityId, IdentityRange},
+    identity::{DrawnIdentities, IdentityId},
     labels::Labels,
 };
 
@@ -80,16 +80,10 @@ impl<Age: Ord + Copy> KnownIdentities<Age> {
         self.by_id.iter().map(|(id, (labels, _))| (*id, &**labels))
     }
 
-    /// A number of the range that is neither taken nor excepted: the first one at or after the place that `random`
-    /// points to.
+    /// A number that is neither taken nor excepted: the first one at or after the place that `random` points to.
     #[must_use]
-    pub fn free(&self, range: &IdentityRange, except: &BTreeSet<IdentityId>, random: u64) -> Option<IdentityId> {
-        let count = u64::from(range.count());
-        let first = u64::from(range.first().get());
-        (0..count)
-            .map(|step| first + (random % count + step) % count)
-            .filter_map(|number| u32::try_from(number).ok().map(IdentityId::new))
-            .find(|id| !self.by_id.contains_key(id) && !except.contains(id))
+    pub fn free(&self, drawn: DrawnIdentities, except: &BTreeSet<IdentityId>, random: u64) -> Option<IdentityId> {
+        drawn.from_place(random).find(|id| !self.by_id.contains_key(id) && !except.contains(id))
     }
 }
 
@@ -264,7 +258,10 @@ impl IdentityFeed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::ClusterId;
+    use crate::{
+        identity::{IdentityPlace, IdentityRange},
+        names::ClusterId,
+    };
 
     fn labels(text: &str) -> Labels {
         Labels::parse_canonical(text).unwrap()
@@ -298,20 +295,20 @@ mod tests {
     }
 
     #[test]
-    fn every_free_number_of_the_range_can_be_drawn_and_no_other() {
-        let range = IdentityRange::of(ClusterId::new(0));
+    fn every_free_number_can_be_drawn_and_no_other() {
+        let drawn = IdentityRange::of(ClusterId::new(0)).drawn_in(IdentityPlace::Etcd);
         let mut known = KnownIdentities::default();
         let draw = |known: &KnownIdentities, except: &BTreeSet<IdentityId>, random| {
-            known.free(&range, except, random).map(IdentityId::get)
+            known.free(drawn, except, random).map(IdentityId::get)
         };
-        let none = BTreeSet::new();
-        assert_eq!(draw(&known, &none, 0), Some(256));
-        assert_eq!(draw(&known, &none, u64::from(range.count()) - 1), Some(65_535));
+        let (none, last) = (BTreeSet::new(), u64::from(drawn.count()) - 1);
+        assert_eq!(draw(&known, &none, 0), Some(257));
+        assert_eq!(draw(&known, &none, last), Some(65_535));
         known.insert(IdentityId::new(65_535), labels("k8s:a=1;"), ());
-        assert_eq!(draw(&known, &none, u64::from(range.count()) - 1), Some(256), "the search wraps around");
-        let except = BTreeSet::from([IdentityId::new(256)]);
-        assert_eq!(draw(&known, &except, u64::from(range.count()) - 1), Some(257));
-        for id in 256..=65_535 {
+        assert_eq!(draw(&known, &none, last), Some(257), "the search wraps around");
+        let except = BTreeSet::from([IdentityId::new(257)]);
+        assert_eq!(draw(&known, &except, last), Some(259));
+        for id in (257..=65_535).step_by(2) {
             known.insert(IdentityId::new(id), labels("k8s:a=1;"), ());
         }
         assert_eq!(draw(&known, &none, 12_345), None);

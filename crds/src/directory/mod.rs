@@ -84,7 +84,7 @@ pub enum AllocateError {
     },
     /// All identities of the cluster are taken.
     #[error(
-        "identity for {labels}: all {count} identities of the cluster are taken; \
+        "identity for {labels}: all {count} numbers for new identities are taken; \
          exclude labels that differ from pod to pod (cilium-config key `labels`), then wait for the identity GC"
     )]
     Exhausted {

@@ -157,7 +157,7 @@ async fn a_full_range_is_said_to_be_full() {
         agent.identity_store().learn(IdentityId::new(id), labels("k8s:a=1;"));
     }
     let refused = agent.allocate_identity(&labels(WEB)).await.unwrap_err();
-    assert_eq!(refused, AllocateError::Exhausted { labels: labels(WEB), count: 65_280 });
+    assert_eq!(refused, AllocateError::Exhausted { labels: labels(WEB), count: 32_640 });
 }
 
 #[tokio::test(start_paused = true)]

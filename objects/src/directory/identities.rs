@@ -16,7 +16,7 @@ use basal_crds::{
         identities::{ATTEMPTS, IdentityFeed, IdentityTable},
         patience::Patience,
     },
-    identity::{IdentityId, IdentityRange},
+    identity::{IdentityId, IdentityPlace, IdentityRange},
     labels::{Labels, SOURCE_K8S},
     resources::{CiliumIdentity, HEARTBEAT_ANNOTATION},
 };
@@ -144,10 +144,11 @@ impl Identities {
             }
             refused.insert(id);
         }
+        let drawn = self.range.drawn_in(IdentityPlace::CustomResources);
         for _ in 0..ATTEMPTS {
-            let free = lock(&self.table).known.free(&self.range, &refused, self.env.random_u64());
+            let free = lock(&self.table).known.free(drawn, &refused, self.env.random_u64());
             let Some(id) = free else {
-                return Err(AllocateError::Exhausted { labels: labels.clone(), count: self.range.count() });
+                return Err(AllocateError::Exhausted { labels: labels.clone(), count: drawn.count() });
             };
             if self.take(labels, id, false).await? {
                 return Ok(id);
