@@ -26,9 +26,9 @@ pub use ledger::{
     cell_name,
 };
 pub use node::{
-    AddressOwner, AllocatedPool, CiliumNode, DO_NOT_GC_ANNOTATION, Encryption, FamilyAddresses, NeededAddresses,
-    NodeAddressSpec, NodeFieldError, NodeIpamSpec, NodeIpamStatus, NodeSpec, NodeStatus, OperatorStatus, PodCidrStatus,
-    PodCidrUse, PoolsSpec, RequestedPool, WIREGUARD_KEY_ANNOTATION,
+    AGENT_STORE_ANNOTATION, AddressOwner, AllocatedPool, CiliumNode, DO_NOT_GC_ANNOTATION, Encryption, FamilyAddresses,
+    NeededAddresses, NodeAddressSpec, NodeFieldError, NodeIpamSpec, NodeIpamStatus, NodeSpec, NodeStatus,
+    OperatorStatus, PodCidrStatus, PodCidrUse, PoolsSpec, RequestedPool, WIREGUARD_KEY_ANNOTATION,
 };
 pub use pool::{
     CiliumPodIpPool, FamilyPool, Ipv4Pool, Ipv6Pool, LabelSelector, PodIpPoolSpec, Requirement, SelectorOperator,

@@ -26,6 +26,9 @@ use crate::{
 
 /// The annotation that keeps a CiliumNode without Node from being deleted; its value is `true`.
 pub const DO_NOT_GC_ANNOTATION: &str = "cilium.io/do-not-gc";
+/// The annotation that says where the node's agent reads and publishes what agents tell each other: the word of a
+/// [`LedgerStore`](super::LedgerStore). Written by the agent.
+pub const AGENT_STORE_ANNOTATION: &str = "basal.io/agent-store";
 /// The annotation that holds a node's WireGuard key.
 pub const WIREGUARD_KEY_ANNOTATION: &str = "network.cilium.io/wg-pub-key";
 

@@ -62,7 +62,7 @@ use crate::{
     metrics::AgentMetrics,
     node::{
         facts::{NodeFacts, Underlay},
-        registration::OwnAddresses,
+        registration::{OwnAddresses, ThisRun},
         watch::{CiliumNodeFacts, ClaimReport, ClaimWatch, Registration},
     },
     pods::{PodInfo, namespace_labels},
@@ -350,7 +350,7 @@ impl Agent {
             node: node.clone(),
             cilium_node: cilium_node.clone(),
             own: own_changes,
-            boot_id: self.boot_id.clone(),
+            this_run: ThisRun { boot_id: self.boot_id.clone(), store: self.ports.store.kind() },
             name: name.clone(),
         };
         self.spawn("registration", registration.run(self.stop.clone()));

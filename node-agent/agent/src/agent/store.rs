@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use basal_cni::api::{Component, ComponentState};
-use basal_crds::directory::Directory;
+use basal_crds::{directory::Directory, resources::LedgerStore};
 use basal_kvstore::{
     directory::{DirectoryConfig, EtcdDirectory, NoNodeAddress},
     etcd::EtcdKv,
@@ -72,6 +72,14 @@ enum Watched {
 }
 
 impl Store {
+    /// Which one it is.
+    pub(super) fn kind(&self) -> LedgerStore {
+        match self {
+            Self::Etcd { .. } => LedgerStore::Etcd,
+            Self::CustomResources => LedgerStore::CustomResources,
+        }
+    }
+
     /// What confirms this node's blocks.
     pub(super) fn confirm(
         &self,

@@ -3,7 +3,10 @@
 //! Only fields of the agent's are touched, and only those that differ: the rest, fields that this version does not know
 //! included, stays as it is.
 
-use basal_crds::address::AddressType;
+use basal_crds::{
+    address::AddressType,
+    resources::{AGENT_STORE_ANNOTATION, LedgerStore},
+};
 use basal_objects::object::{Object, resources::CILIUM_NODE};
 use serde_json::{Map, Value, json};
 
@@ -19,6 +22,15 @@ pub struct OwnAddresses {
     pub health: Addresses,
 }
 
+/// What is the same as long as the agent runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThisRun {
+    /// The boot of the node.
+    pub boot_id: String,
+    /// Where the agent reads and publishes records.
+    pub store: LedgerStore,
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -32,10 +44,12 @@ pub enum Step {
 
 /// Compares.
 #[must_use]
-pub fn plan(existing: Option<&Object>, facts: &NodeFacts, own: OwnAddresses, boot_id: &str) -> Step {
+pub fn plan(existing: Option<&Object>, facts: &NodeFacts, own: OwnAddresses, run: &ThisRun) -> Step {
+    let (boot_id, store) = (run.boot_id.as_str(), run.store.as_str());
     let Some(existing) = existing else {
         let mut object = json!({"apiVersion": CILIUM_NODE.api_version(), "kind": CILIUM_NODE.kind,
-            "metadata": {"name": facts.name, "labels": facts.labels, "ownerReferences": [owner(facts)]},
+            "metadata": {"name": facts.name, "labels": facts.labels, "annotations": {AGENT_STORE_ANNOTATION: store},
+                "ownerReferences": [owner(facts)]},
             "spec": {"addresses": addresses(&Value::Null, facts, own), "bootid": boot_id, "ipam": {}}});
         if let Some(health) = health(own.health) {
             object["spec"]["health"] = health;
@@ -53,6 +67,7 @@ pub fn plan(existing: Option<&Object>, facts: &NodeFacts, own: OwnAddresses, boo
     for (key, value) in &facts.labels {
         change(&["metadata", "labels", key], value.as_str().into());
     }
+    change(&["metadata", "annotations", AGENT_STORE_ANNOTATION], store.into());
     change(&["metadata", "ownerReferences"], owners(&existing.0, facts));
     let current = existing.0.pointer("/spec/addresses").unwrap_or(&Value::Null);
     change(&["spec", "addresses"], addresses(current, facts, own));
@@ -145,8 +160,16 @@ mod tests {
         OwnAddresses { router: addresses("10.0.1.1"), health: addresses("10.0.1.2") }
     }
 
+    fn run(boot_id: &str, store: LedgerStore) -> ThisRun {
+        ThisRun { boot_id: boot_id.to_owned(), store }
+    }
+
+    fn first() -> ThisRun {
+        run("b1", LedgerStore::CustomResources)
+    }
+
     fn created(own: OwnAddresses) -> Object {
-        let Step::Create(object) = plan(None, &facts(), own, "b1") else { panic!("nothing is created") };
+        let Step::Create(object) = plan(None, &facts(), own, &first()) else { panic!("nothing is created") };
         object
     }
 
@@ -154,20 +177,21 @@ mod tests {
     fn what_was_created_needs_no_patch() {
         let expected = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNode",
             "metadata": {"name": "n1", "labels": {"zone/a": "b"},
+                "annotations": {"basal.io/agent-store": "custom-resources"},
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u1"}]},
             "spec": {"addresses": [{"type": "InternalIP", "ip": "172.18.0.2"}], "bootid": "b1", "ipam": {}}});
         assert_eq!(created(OwnAddresses::default()).0, expected);
-        assert_eq!(plan(Some(&created(own())), &facts(), own(), "b1"), Step::Nothing);
+        assert_eq!(plan(Some(&created(own())), &facts(), own(), &first()), Step::Nothing);
     }
 
     #[test]
     fn addresses_of_an_earlier_run_stay_until_there_are_new_ones() {
-        assert_eq!(plan(Some(&created(own())), &facts(), OwnAddresses::default(), "b1"), Step::Nothing);
+        assert_eq!(plan(Some(&created(own())), &facts(), OwnAddresses::default(), &first()), Step::Nothing);
         let expected = json!({"spec": {
             "addresses": [{"type": "InternalIP", "ip": "172.18.0.2"}, {"type": "CiliumInternalIP", "ip": "10.0.1.1"}],
             "health": {"ipv4": "10.0.1.2"},
         }});
-        assert_eq!(plan(Some(&created(OwnAddresses::default())), &facts(), own(), "b1"), Step::Patch(expected));
+        assert_eq!(plan(Some(&created(OwnAddresses::default())), &facts(), own(), &first()), Step::Patch(expected));
     }
 
     #[test]
@@ -176,10 +200,13 @@ mod tests {
         object.0["metadata"]["labels"]["other"] = "stays".into();
         object.0["spec"]["future"] = "stays".into();
         object.0["spec"]["ipam"]["podCIDRs"] = json!(["10.0.1.0/24"]);
-        assert_eq!(plan(Some(&object), &facts(), own(), "b1"), Step::Nothing);
+        assert_eq!(plan(Some(&object), &facts(), own(), &first()), Step::Nothing);
         object.0["metadata"]["labels"]["zone/a"] = "old".into();
-        let expected = json!({"metadata": {"labels": {"zone/a": "b"}}, "spec": {"bootid": "b2"}});
-        assert_eq!(plan(Some(&object), &facts(), own(), "b2"), Step::Patch(expected));
+        let expected = json!({
+            "metadata": {"labels": {"zone/a": "b"}, "annotations": {"basal.io/agent-store": "etcd"}},
+            "spec": {"bootid": "b2"},
+        });
+        assert_eq!(plan(Some(&object), &facts(), own(), &run("b2", LedgerStore::Etcd)), Step::Patch(expected));
     }
 
     #[test]
@@ -188,7 +215,7 @@ mod tests {
         let other = json!({"apiVersion": "v1", "kind": "Machine", "name": "m", "uid": "um"});
         object.0["metadata"]["ownerReferences"] =
             json!([other, {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u0"}]);
-        let Step::Patch(patch) = plan(Some(&object), &facts(), own(), "b1") else { panic!("nothing is patched") };
+        let Step::Patch(patch) = plan(Some(&object), &facts(), own(), &first()) else { panic!("nothing is patched") };
         let ours = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u1"});
         assert_eq!(patch, json!({"metadata": {"ownerReferences": [other, ours]}}));
     }

@@ -24,7 +24,7 @@ use super::{
     claim::{Claim, listed},
     confirm::{Claimant, Confirm},
     facts::NodeFacts,
-    registration::{OwnAddresses, Step, plan},
+    registration::{OwnAddresses, Step, ThisRun, plan},
 };
 
 /// How often a claim is looked up without an occasion: what confirms it tells of changes, this is the safety net.
@@ -82,8 +82,8 @@ pub struct Registration {
     pub cilium_node: Cache<CiliumNodeFacts>,
     /// The agent's own addresses, once it has them.
     pub own: watch::Receiver<OwnAddresses>,
-    /// The boot that this is.
-    pub boot_id: String,
+    /// Boot and store.
+    pub this_run: ThisRun,
     /// Both objects' name.
     pub name: String,
 }
@@ -120,7 +120,7 @@ impl Registration {
         let Some(facts) = node.valid() else { return Err(format!("Node {key} does not parse")) };
         let existing = self.objects.get(CILIUM_NODE, &key).await.map_err(|error| error.to_string())?;
         let own = *self.own.borrow_and_update();
-        let outcome = match plan(existing.as_ref(), facts, own, &self.boot_id) {
+        let outcome = match plan(existing.as_ref(), facts, own, &self.this_run) {
             Step::Nothing => return Ok(()),
             Step::Create(object) => self.objects.create(CILIUM_NODE, object).await,
             Step::Patch(body) => {
