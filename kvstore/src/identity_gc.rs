@@ -140,14 +140,17 @@ pub struct IdentityGc {
     kv: Arc<dyn Kv>,
     locks: Locks,
     range: IdentityRange,
+    /// What must hold for an identity to be deleted.
+    guard: Compare,
     rounds: Rounds,
 }
 
 impl IdentityGc {
-    /// Starts with no memory: the first round deletes nothing.
+    /// Starts with no memory: the first round deletes nothing. Identities are deleted only while `guard`
+    /// holds, which the fence of a leader's term is for: a late deletion would set a number free.
     #[must_use]
-    pub fn new(kv: Arc<dyn Kv>, locks: Locks, range: IdentityRange) -> Self {
-        Self { kv, locks, range, rounds: Rounds::default() }
+    pub fn new(kv: Arc<dyn Kv>, locks: Locks, range: IdentityRange, guard: Compare) -> Self {
+        Self { kv, locks, range, guard, rounds: Rounds::default() }
     }
 
     /// One round. The time between two of them is `identity-gc-interval`.
@@ -165,8 +168,9 @@ impl IdentityGc {
             report.stale_locks += usize::from(delete_if_unchanged(&*self.kv, key, revision).await);
         }
         let due = self.rounds.identities(unused);
-        let mut collecting =
-            futures::stream::iter(due).map(|unused| collect(&*self.kv, &self.locks, unused)).buffered(CONCURRENCY);
+        let mut collecting = futures::stream::iter(due)
+            .map(|unused| collect(&*self.kv, &self.locks, &self.guard, unused))
+            .buffered(CONCURRENCY);
         while let Some(collected) = collecting.next().await {
             match collected {
                 Ok(true) => {
@@ -200,7 +204,7 @@ enum CollectError {
 
 /// Deletes an identity if, under the lock on its labels, it still has no user and was not written. `Ok(false)` when it
 /// has, or was.
-async fn collect(kv: &dyn Kv, locks: &Locks, unused: Unused) -> Result<bool, CollectError> {
+async fn collect(kv: &dyn Kv, locks: &Locks, guard: &Compare, unused: Unused) -> Result<bool, CollectError> {
     let held = locks.lock(&keys::identity_lock(&unused.labels)).await?;
     let read = Txn {
         when: vec![held.guard()],
@@ -220,7 +224,7 @@ async fn collect(kv: &dyn Kv, locks: &Locks, unused: Unused) -> Result<bool, Col
     } else {
         let key = keys::identity(unused.id);
         let txn = Txn {
-            when: vec![held.guard(), Compare::new(key.clone(), Is::ModRevision(unused.revision))],
+            when: vec![held.guard(), guard.clone(), Compare::new(key.clone(), Is::ModRevision(unused.revision))],
             then: vec![Op::Delete(Keys::One(key))],
             or_else: Vec::new(),
         };

@@ -7,10 +7,12 @@ use basal_crds::{
     identity::IdentityRange,
     kvstore::{Capabilities, ClusterConfig},
 };
+use basal_ipam::names::TermId;
 use basal_kvstore::{
     identity_gc::{GcReport, IdentityGc},
-    kv::Kv,
+    kv::{Compare, Is, Kv},
     leases::LeaseRules,
+    ledger::LedgerKeys,
     lock::Locks,
     records::{enforce_cluster_config, heartbeat},
     session::Session,
@@ -41,6 +43,7 @@ pub struct DutySettings {
 pub(crate) fn start(
     ports: &Ports,
     kv: Arc<dyn Kv>,
+    term: &TermId,
     settings: DutySettings,
     metrics: &OperatorMetrics,
 ) -> Vec<TaskHandle> {
@@ -55,7 +58,9 @@ pub(crate) fn start(
         ports.env.spawn("cluster-config", Box::pin(enforce_cluster_config(session.clone(), name, config))),
     ];
     if let Some(interval) = settings.identity_gc {
-        let gc = IdentityGc::new(kv, Locks::new(session), IdentityRange::of(ports.cluster.id()));
+        let fence = LedgerKeys::new(ports.cluster.name().as_str()).fence();
+        let guard = Compare::new(fence, Is::Value(term.as_str().into()));
+        let gc = IdentityGc::new(kv, Locks::new(session), IdentityRange::of(ports.cluster.id()), guard);
         tasks.push(ports.env.spawn("identity-gc", Box::pin(collect(gc, interval, metrics.clone()))));
     }
     tasks

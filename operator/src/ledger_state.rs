@@ -1,33 +1,39 @@
-//! What users are told about the ledger: the conditions of the Ledger object, events on it and on cells, a metric.
+//! What users are told about the ledger: the status of the Ledger object, events on it and on cells, a metric.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use basal_crds::resources::{Ledger, LedgerStore};
+use basal_crds::resources::LedgerStore;
 use basal_objects::{
-    conditions::{Conditions, same_but_for_times},
+    conditions::Conditions,
     events::{EventRecorder, EventType, Happening, Regarding},
     ledger,
     object::{Object, Resource, resources},
-    port::{MergePatch, ObjectEvent, Objects, Refusal, Scope},
+    port::{ObjectEvent, Objects, Scope},
 };
 use basal_runtime::{
-    env::{Env, SharedEnv, TaskHandle},
+    env::{SharedEnv, TaskHandle},
     failure::Failure as _,
-    outcome::Outcome,
     reason::Reason,
+    sync::lock,
 };
-use futures::{StreamExt as _, stream};
-use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use futures::{FutureExt as _, StreamExt as _, pin_mut, select_biased, stream};
+use serde_json::Value;
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tracing::{error, info, warn};
 
 use crate::{
+    ledger_status,
     metrics::OperatorMetrics,
     moving::{Course, course},
+    node::NodeCore,
+    pool_state::State,
     ports::Ports,
     term::{BeginError, MOVE_STOPPED},
 };
@@ -38,12 +44,14 @@ const MOVE: Reason = Reason::new("MoveClaims");
 const MOVED: Reason = Reason::new("LedgerMoved");
 const MOVE_ASKED: Reason = Reason::new("MoveRequested");
 const LEAVING: Reason = Reason::new("LeavingStore");
+const AGENTS_CHANGED: Reason = Reason::new("AgentsChanged");
+const POOL_CHANGED: Reason = Reason::new("PoolChanged");
 const ACTIVE: Reason = Reason::new("Active");
 const CELL_DELETION: Reason = Reason::new("CellDeletionRequested");
 const CELL_LOST: Reason = Reason::new("CellDeleted");
 
-/// Pause before the status is written again after it was not.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Pause between two counts of the pool: nodes come by the hundred, and each count may be a write.
+const PERIOD: Duration = Duration::from_secs(10);
 
 /// What to do about a cell that somebody deletes.
 const ADVICE: &str = "its claims count as long as the finalizer basal.io/ledger holds it; to keep it for good, save it \
@@ -52,12 +60,15 @@ const ADVICE: &str = "its claims count as long as the finalizer basal.io/ledger 
 /// What becomes of a cell that is gone.
 const LOST: &str = "the claims in it are read from CiliumNodes again when the next term begins";
 
-/// What is to be done after a move.
-const LEFT: &str = "what agents read is kept up in the other store too: change the agents, then take spec.leaving away \
-                    (an operator without etcd does that itself)";
+/// What happens while agents are changed.
+const LEFT: &str = "what they read is kept up in both stores until all are";
+
+/// What is to be done then.
+const CHANGED: &str = "nobody needs the other store any more. Take spec.leaving away, or etcd from the operators where it is \
+                       etcd that is left";
 
 /// An object as what an event is about.
-pub(crate) fn regarding(resource: Resource, object: &Object) -> Regarding {
+fn regarding(resource: Resource, object: &Object) -> Regarding {
     Regarding { resource, key: object.key(), uid: object.uid().to_owned() }
 }
 
@@ -105,57 +116,31 @@ pub(crate) async fn show_step(ports: &Ports, step: Reason, message: &str) {
     }
 }
 
-/// Writes conditions once. They are for people: what is done does not depend on them.
+/// Writes conditions once.
 async fn show(ports: &Ports, object: &Object, set: impl FnOnce(&mut Conditions)) {
-    if let Err(why) = write_status(ports.objects.as_ref(), ports.env.as_ref(), object, set).await {
+    let written =
+        ledger_status::write(ports.objects.as_ref(), ports.env.as_ref(), object, |_, conditions| set(conditions));
+    if let Err(why) = written.await {
         warn!(why, "the status of the Ledger was not written");
     }
 }
 
-/// Writes the conditions of a Ledger as it was seen, if they change; answers the Ledger as it is then.
-async fn write_status(
-    objects: &dyn Objects,
-    env: &dyn Env,
-    object: &Object,
-    set: impl FnOnce(&mut Conditions),
-) -> Result<Option<Object>, String> {
-    let Ok(ledger) = object.parse::<Ledger>() else { return Ok(None) };
-    let before = ledger.status.conditions;
-    let mut conditions = Conditions::of(before.clone(), object.generation(), env.now());
-    set(&mut conditions);
-    let conditions = conditions.into_list();
-    if same_but_for_times(&before, &conditions) {
-        return Ok(None);
-    }
-    let status = json!({ "observedGeneration": object.generation(), "conditions": conditions });
-    let patch = MergePatch {
-        resource_version: object.resource_version().to_owned(),
-        uid: object.uid().to_owned(),
-        subresource: Some("status"),
-        body: json!({ "status": status }),
-    };
-    match objects.patch(resources::LEDGER, &object.key(), patch).await {
-        Outcome::Done(object) => Ok(Some(object)),
-        // The change that was first comes by the watch.
-        Outcome::Refused(Refusal::Conflict(_) | Refusal::NotFound(_)) => Ok(None),
-        Outcome::Refused(refusal) => Err(refusal.to_string()),
-        Outcome::Unknown(why) => Err(why),
-    }
-}
-
-/// Follows the Ledger and its cells for one term: a deletion is told on the cell, in the Ledger's conditions, and by a
-/// metric. The answer comes when the Ledger says something else than what the term was begun for: where the claims are, or
-/// that they are to be moved.
+/// Follows the Ledger and its cells for one term, and keeps its status: how the pool is, and whether anybody has to do
+/// something. A deletion of a cell is also told on that, and by a metric. The answer comes when the Ledger says something
+/// else than what the term was begun for: where the claims are, or that they are to be moved.
 pub(crate) fn watch(
     ports: &Ports,
     work: Work,
-    events: &EventRecorder,
-    metrics: &OperatorMetrics,
+    core: &Arc<Mutex<NodeCore>>,
+    agents: watch::Receiver<Agents>,
+    (events, metrics): (&EventRecorder, &OperatorMetrics),
 ) -> (TaskHandle, oneshot::Receiver<String>) {
     let (ended, end) = oneshot::channel();
     let watcher = Watcher {
         work,
         ended: Some(ended),
+        core: Arc::clone(core),
+        agents,
         env: Arc::clone(&ports.env),
         objects: Arc::clone(&ports.objects),
         cluster: ports.cluster.name().as_str().to_owned(),
@@ -180,9 +165,21 @@ pub(crate) struct Work {
     pub(crate) bridged: bool,
 }
 
+/// How many agents work with the active store.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Agents {
+    /// Those that say so.
+    pub(crate) changed: usize,
+    /// All that there are.
+    pub(crate) all: usize,
+}
+
 struct Watcher {
     work: Work,
     ended: Option<oneshot::Sender<String>>,
+    core: Arc<Mutex<NodeCore>>,
+    /// Counted while a store is left.
+    agents: watch::Receiver<Agents>,
     env: SharedEnv,
     objects: Arc<dyn Objects>,
     cluster: String,
@@ -202,19 +199,33 @@ impl Watcher {
         let all = Scope::default();
         let ledgers = self.objects.watch(resources::LEDGER, &all).map(|event| (resources::LEDGER, event));
         let cells = self.objects.watch(resources::POD_CIDR_CELL, &all).map(|event| (resources::POD_CIDR_CELL, event));
-        let mut changes = stream::select(ledgers, cells);
-        while let Some((resource, event)) = changes.next().await {
-            match event {
-                Ok(event) if resource == resources::LEDGER => self.see_ledger(event),
-                Ok(event) => self.see_cells(event),
-                Err(error) => {
-                    warn!(%error, resource = resource.plural, "the state of the ledger is not watched");
-                    continue;
+        let mut changes = stream::select(ledgers, cells).fuse();
+        let mut pool = State::of(&lock(&self.core).allocator);
+        let mut due = Instant::now() + PERIOD;
+        // After a write that failed the next one waits for the next count.
+        let mut waits = false;
+        loop {
+            let tick = tokio::time::sleep_until(due).fuse();
+            pin_mut!(tick);
+            select_biased! {
+                () = tick => {
+                    pool = State::of(&lock(&self.core).allocator);
+                    due = Instant::now() + PERIOD;
+                    waits = false;
                 }
+                change = changes.next() => match change {
+                    Some((resource, Ok(event))) if resource == resources::LEDGER => self.see_ledger(event),
+                    Some((_, Ok(event))) => self.see_cells(event),
+                    Some((resource, Err(error))) => {
+                        warn!(%error, resource = resource.plural, "the state of the ledger is not watched");
+                        continue;
+                    }
+                    None => return,
+                },
             }
-            while let Err(why) = self.write_status().await {
+            if !waits && let Err(why) = self.write_status(&pool).await {
                 warn!(why, "the status of the Ledger was not written");
-                tokio::time::sleep(PAUSE).await;
+                waits = true;
             }
         }
     }
@@ -289,14 +300,23 @@ impl Watcher {
         self.events.record(Happening { regarding, event_type, reason, action, note, shared: None });
     }
 
-    /// Writes the conditions of the Ledger, if they changed.
-    async fn write_status(&mut self) -> Result<(), String> {
+    /// Writes the status of the Ledger, if it changes.
+    async fn write_status(&mut self, pool: &State) -> Result<(), String> {
         let Some(object) = self.ledger.as_ref().filter(|_| self.in_sync && self.ended.is_some()) else { return Ok(()) };
-        let written =
-            write_status(self.objects.as_ref(), self.env.as_ref(), object, |conditions| self.judge(conditions));
-        if let Some(object) = written.await? {
-            self.ledger = Some(object);
+        let mut change = None;
+        let written = ledger_status::write(self.objects.as_ref(), self.env.as_ref(), object, |status, conditions| {
+            change = pool.change(status);
+            pool.tell(status, conditions);
+            self.judge(conditions);
+        });
+        let Some(object) = written.await? else { return Ok(()) };
+        if let Some(note) = change {
+            info!(note, "another pool than in the last term");
+            let (regarding, event_type) = (regarding(resources::LEDGER, &object), EventType::Normal);
+            let (reason, action) = (POOL_CHANGED, BEGIN);
+            self.events.record(Happening { regarding, event_type, reason, action, note, shared: None });
         }
+        self.ledger = Some(object);
         Ok(())
     }
 
@@ -313,7 +333,10 @@ impl Watcher {
             let to = to.as_str();
             conditions.ready(MOVE_ASKED, &format!("{kept}; an operator that reaches {to} as well moves them there"));
         } else if bridged {
-            conditions.ready(LEAVING, &format!("{kept}; {LEFT}"));
+            let Agents { changed, all } = *self.agents.borrow();
+            let changed_all = changed == all && all > 0;
+            let (reason, advice) = if changed_all { (AGENTS_CHANGED, CHANGED) } else { (LEAVING, LEFT) };
+            conditions.ready(reason, &format!("{kept}; {changed} of {all} agents are changed: {advice}"));
         } else {
             conditions.ready(ACTIVE, &kept);
         }

@@ -9,6 +9,7 @@ pub mod denials;
 pub mod duties;
 pub mod endpoint_gc;
 pub mod ledger_state;
+mod ledger_status;
 pub mod measured;
 pub mod metrics;
 pub mod moving;

@@ -30,13 +30,12 @@ use tracing::{info, warn};
 use crate::{
     denials::{Denials, Noted},
     duties::{self, DutySettings},
-    ledger_state::{self, Work},
+    ledger_state::{self, Agents, Work},
     metrics::OperatorMetrics,
     moving::{self, Course, bridge, course},
     node::{
         CiliumNodeFacts, NodeController, NodeFacts, Packed, Records, Reporter, Views, drift::FullPass, shared_address,
     },
-    pool_state,
     ports::Ports,
     term::Begun,
 };
@@ -301,11 +300,11 @@ impl Operator {
             reporter.lost(views, loss);
         }
         self.metrics.show(&begun.core);
-        let (task, moved) = ledger_state::watch(&ports, work, &recorder, &self.metrics);
+        let (counted, agents) = watch::channel(Agents::default());
+        let (task, moved) = ledger_state::watch(&ports, work, &begun.core, agents, (&recorder, &self.metrics));
         tasks.0.push(task);
-        tasks.0.extend(self.duties(&ports, work, &begun));
+        tasks.0.extend(self.duties(&ports, work, &begun, counted));
         tasks.0.extend(duties::collect_endpoints(&ports, self.settings.duties, &self.metrics));
-        tasks.0.push(pool_state::watch(&ports, &begun.core, &recorder));
         let queue = Queue::new(Arc::clone(&ports.env), QUEUE, PAUSES);
         feed(&ports.env, views, &queue, &mut tasks);
         // Nodes that are gone stand in no view any more, only in claims.
@@ -350,16 +349,16 @@ impl Operator {
     }
 
     /// What is kept up beside nodes in the store of claims, and while another one is left in that too.
-    fn duties(&self, ports: &Ports, work: Work, begun: &Begun) -> Vec<TaskHandle> {
+    fn duties(&self, ports: &Ports, work: Work, begun: &Begun, counted: watch::Sender<Agents>) -> Vec<TaskHandle> {
         let mut settings = self.settings.duties;
+        let term = lock(&begun.core).allocator.term().clone();
         let Some(kv) = ports.kv.as_ref().filter(|_| work.bridged) else {
-            return ports.store.duties(ports, settings, &self.metrics);
+            return ports.store.duties(ports, &term, settings, &self.metrics);
         };
         // Who uses an identity shows in one of the places only.
         settings.identity_gc = None;
-        let mut tasks = ports.serving(LedgerStore::Etcd).store.duties(ports, settings, &self.metrics);
-        let term = lock(&begun.core).allocator.term().clone();
-        tasks.push(bridge::start(ports, kv, &term));
+        let mut tasks = ports.serving(LedgerStore::Etcd).store.duties(ports, &term, settings, &self.metrics);
+        tasks.push(bridge::start(ports, kv, &term, counted));
         tasks
     }
 }

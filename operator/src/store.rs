@@ -14,14 +14,14 @@ use async_trait::async_trait;
 use basal_crds::resources::LedgerStore;
 use basal_ipam::{
     ledger::{Guard, Ledger},
-    names::NodeName,
+    names::{NodeName, TermId},
 };
 use basal_kvstore::{
     kv::{KeyValue, Kv, Revision},
     ledger::OwnerError,
 };
 use basal_objects::{
-    leadership::{Leadership, TermId},
+    leadership::{self, Leadership},
     port::{Objects, ReadError},
 };
 use basal_runtime::{
@@ -107,7 +107,7 @@ pub trait Store: Send + Sync + 'static {
     fn ledger(&self, objects: &Arc<dyn Objects>) -> Arc<dyn Ledger>;
 
     /// The same store for a leader: it writes only while the term lasts.
-    fn during(&self, leadership: &watch::Receiver<Leadership>, term: TermId) -> Arc<dyn Store>;
+    fn during(&self, leadership: &watch::Receiver<Leadership>, term: leadership::TermId) -> Arc<dyn Store>;
 
     /// A view of the node records, kept by a task.
     fn follow(&self, env: &SharedEnv, readiness: &Readiness) -> (Records, Option<TaskHandle>);
@@ -129,5 +129,11 @@ pub trait Store: Send + Sync + 'static {
     async fn write(&self, name: &NodeName, guard: &Guard, change: RecordChange) -> Result<Revision, NodeError>;
 
     /// What a leader keeps up in it beside nodes; the tasks end when their handles are aborted.
-    fn duties(&self, ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle>;
+    fn duties(
+        &self,
+        ports: &Ports,
+        term: &TermId,
+        settings: DutySettings,
+        metrics: &OperatorMetrics,
+    ) -> Vec<TaskHandle>;
 }

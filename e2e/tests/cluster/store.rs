@@ -141,7 +141,15 @@ fn install(cluster: &Cluster, etcd: Value) -> anyhow::Result<()> {
     cluster.install_basal(&BasalOptions { values: with(etcd) })
 }
 
-fn all_know_the_others(cluster: &Cluster) -> anyhow::Result<()> {
+/// Waits until the Ledger says that all agents are changed, and each knows the others.
+fn agents_are_changed(cluster: &Cluster) -> anyhow::Result<()> {
+    eventually("the Ledger to count every agent", || {
+        let ledger = cluster.get(&["ledger", "default"])?;
+        let conditions = ledger.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+        let ready: Vec<&Value> = conditions.filter(|condition| condition["type"] == "Ready").collect();
+        ensure!(ready.iter().any(|ready| ready["reason"] == "AgentsChanged"), "{ready:?}");
+        Ok(())
+    })?;
     for node in cluster.nodes()? {
         eventually(&format!("{} to know the others", node.name()), || knows_the_others(cluster, &node))?;
     }
@@ -153,7 +161,7 @@ fn to_etcd(cluster: &Cluster, pods: &[Pod], before: &Before) -> anyhow::Result<(
     install(cluster, json!({"agents": "none"}))?;
     moved(cluster, "etcd")?;
     install(cluster, json!({"agents": "moving"}))?;
-    all_know_the_others(cluster)?;
+    agents_are_changed(cluster)?;
     ask(cluster, &json!({"leaving": null}))?;
     install(cluster, json!({"agents": "all"}))?;
     moved(cluster, "etcd")?;
@@ -173,7 +181,7 @@ fn to_custom_resources(cluster: &Cluster) -> anyhow::Result<()> {
     ask(cluster, &json!({"moveTo": "custom-resources"}))?;
     moved(cluster, "custom-resources")?;
     install(cluster, json!({"agents": "none"}))?;
-    all_know_the_others(cluster)?;
+    agents_are_changed(cluster)?;
     install(cluster, json!({"enabled": false}))?;
     eventually("nothing of etcd to be left in the Ledger", || {
         let ledger = cluster.get(&["ledger", "default"])?;

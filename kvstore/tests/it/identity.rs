@@ -11,6 +11,7 @@ use basal_crds::{
 };
 use basal_kvstore::{
     identity_gc::{GcReport, IdentityGc},
+    kv::{Compare, Is},
     lock::Locks,
 };
 use basal_runtime::env::{Env, SeededEnv};
@@ -20,9 +21,13 @@ use crate::support::{agent, delete, get, labels, lease_of, pass, put, session_wi
 
 const WEB: &str = "k8s:app.kubernetes.io/name=web;k8s:io.kubernetes.pod.namespace=default;";
 
+/// Where a leader that may not collect any more finds another term than its own.
+const FENCE: &str = "basal/ipam/v1/default/fence";
+
 fn gc(model: &ModelKv) -> IdentityGc {
     let range = IdentityRange::of(ClusterId::new(0));
-    IdentityGc::new(shared(model), Locks::new(session_with(model)), range)
+    let guard = Compare::new(FENCE, Is::Absent);
+    IdentityGc::new(shared(model), Locks::new(session_with(model)), range, guard)
 }
 
 fn key(prefix: &str, name: impl std::fmt::Display) -> String {
@@ -199,6 +204,21 @@ async fn an_identity_that_is_used_between_the_rounds_stays() {
     pass(1).await;
     assert_eq!(gc.round().await.unwrap().deleted, 0, "counted from the start again");
     assert_eq!(gc.round().await.unwrap().deleted, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_lead_any_more_collects_nothing() {
+    let model = ModelKv::new(1);
+    let agent = agent(&model, "10.0.0.1");
+    let web = labels(WEB);
+    let id = agent.allocate_identity(&web).await.unwrap();
+    agent.release_identity(&web);
+    pass(1).await;
+    let mut gc = gc(&model);
+    assert_eq!(gc.round().await.unwrap().unused, 1);
+    put(&model, FENCE, "the next term").await;
+    assert_eq!(gc.round().await.unwrap().deleted, 0);
+    assert_eq!(get(&model, &keys::identity(id)).await.as_deref(), Some(WEB));
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use basal_e2e::servers::{CertRequest, Pki};
 use basal_kvstore::{
     directory::{DirectoryConfig, EtcdDirectory},
     identity_gc::IdentityGc,
-    kv::{Kv, KvError, KvRefusal, Range, Txn},
+    kv::{Compare, Is, Kv, KvError, KvRefusal, Range, Txn},
     leases::LeaseRules,
     ledger::{LedgerKeys, OwnerError, look, own},
     lock::Locks,
@@ -84,7 +84,8 @@ async fn an_agents_role_is_enough_for_an_agent_and_an_operators_for_the_collecti
 
     let operator = user("basal-operator").await;
     let range = IdentityRange::of(ClusterId::default());
-    let mut gc = IdentityGc::new(Arc::clone(operator.kv()), Locks::new(operator.clone()), range);
+    let guard = Compare::new("basal/ipam/v1/default/fence", Is::Absent);
+    let mut gc = IdentityGc::new(Arc::clone(operator.kv()), Locks::new(operator.clone()), range, guard);
     assert_eq!(gc.round().await.unwrap().alive, 1);
     agent.release_identity(&web);
     agent_session.settled().await;

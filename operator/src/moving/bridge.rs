@@ -1,14 +1,20 @@
 //! Keeping what agents read up in both places, while some of them work with etcd and some without.
 //!
 //! - Every agent writes CiliumEndpoints, whichever place it works with; one without etcd writes no ip→identity record. So the
-//!   records are made from CiliumEndpoints, as [copies](basal_kvstore::copies) that the agent replaces once it has etcd.
+//!   records are made from CiliumEndpoints, as [copies](basal_kvstore::copies) that the agent replaces once it has etcd, and
+//!   that replace what it published once it does without.
 //! - Node records are written by the operator. With the claims in etcd its controller writes both; without, copies in etcd are
 //!   made from the CiliumNodes.
-//! - Identities are allocated by agents, in either place: each gets what it lacks from the other.
+//! - Identities are allocated by agents, in either place: each gets what it lacks from the other. No number is
+//!   [given in both](basal_crds::identity::IdentityPlace), and none is set free meanwhile.
 
 use std::{sync::Arc, time::Duration};
 
-use basal_crds::{identity::IdentityRange, kvstore::keys, resources::LedgerStore};
+use basal_crds::{
+    identity::IdentityRange,
+    kvstore::keys,
+    resources::{HEARTBEAT_ANNOTATION, LedgerStore},
+};
 use basal_ipam::{ledger::LedgerError, names::TermId};
 use basal_kvstore::{
     copies::{Copies, CopyWrite},
@@ -19,14 +25,16 @@ use basal_kvstore::{
 use basal_objects::{
     directory::identity_object,
     object::{Object, ObjectKey, Resource, resources},
-    port::{Freshness, Preconditions, ReadError, Refusal, Scope},
+    port::{Freshness, MergePatch, Preconditions, ReadError, Refusal, Scope},
 };
 use basal_runtime::{env::TaskHandle, outcome::Outcome};
 use futures::{StreamExt as _, stream};
+use serde_json::json;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::copies::{self, Identities, IdentityWrite};
-use crate::ports::Ports;
+use crate::{ledger_state::Agents, ports::Ports};
 
 /// Pause between two comparisons. A new pod is reached by its node's block until its record is there.
 const EVERY: Duration = Duration::from_secs(10);
@@ -65,14 +73,15 @@ pub enum BridgeError {
     Restless(usize),
 }
 
-/// Keeps both places up while a term lasts.
-pub(crate) fn start(ports: &Ports, kv: &Arc<dyn Kv>, term: &TermId) -> TaskHandle {
+/// Keeps both places up while a term lasts, and counts the agents that work with the new one.
+pub(crate) fn start(ports: &Ports, kv: &Arc<dyn Kv>, term: &TermId, counted: watch::Sender<Agents>) -> TaskHandle {
     let (ports, kv, term) = (ports.clone(), Arc::clone(kv), term.clone());
     let env = Arc::clone(&ports.env);
     let task = async move {
         loop {
-            if let Err(error) = look(&ports, &kv, &term).await {
-                warn!(%error, "the store that is left and the new one are not alike yet");
+            match look(&ports, &kv, &term).await {
+                Ok(agents) => drop(counted.send_replace(agents)),
+                Err(error) => warn!(%error, "the store that is left and the new one are not alike yet"),
             }
             tokio::time::sleep(EVERY).await;
         }
@@ -80,14 +89,14 @@ pub(crate) fn start(ports: &Ports, kv: &Arc<dyn Kv>, term: &TermId) -> TaskHandl
     env.spawn("bridge", Box::pin(task))
 }
 
-async fn look(ports: &Ports, kv: &Arc<dyn Kv>, term: &TermId) -> Result<(), BridgeError> {
+async fn look(ports: &Ports, kv: &Arc<dyn Kv>, term: &TermId) -> Result<Agents, BridgeError> {
     match ports.store.kind() {
-        LedgerStore::Etcd => Bridge::new(ports, kv, term.as_str()).compare(false).await,
+        LedgerStore::Etcd => Bridge::new(ports, kv, term.as_str()).compare(LedgerStore::Etcd).await,
         LedgerStore::CustomResources => {
             // Nobody takes the fence of the ledger that is left from the seal.
             let fence = ports.serving(LedgerStore::Etcd).ledger.begin().await?;
             let seal = fence.value.filter(|value| TermId::is_seal(value)).ok_or(BridgeError::NotSealed)?;
-            Bridge::new(ports, kv, &seal).compare(true).await
+            Bridge::new(ports, kv, &seal).compare(LedgerStore::CustomResources).await
         }
     }
 }
@@ -113,9 +122,10 @@ impl Bridge {
     pub(super) async fn fill(&self, to: LedgerStore) -> Result<(), BridgeError> {
         let mut missing = 0;
         for _ in 0..ROUNDS {
-            missing = self.write_identities(self.identities().await?.fill(to)).await?;
+            missing = self.write_all(self.identities().await?.fill(to)).await?;
             if to == LedgerStore::Etcd {
-                missing += self.nodes().await? + self.addresses().await?;
+                let nodes = self.objects(resources::CILIUM_NODE).await?;
+                missing += self.nodes(&nodes).await? + self.addresses(&nodes).await?;
             }
             if missing == 0 {
                 return Ok(());
@@ -124,21 +134,22 @@ impl Bridge {
         Err(BridgeError::Restless(missing))
     }
 
-    /// `records` is whether node records in etcd are copies.
-    async fn compare(&self, records: bool) -> Result<(), BridgeError> {
+    /// With the claims in custom resources node records in etcd are copies.
+    async fn compare(&self, active: LedgerStore) -> Result<Agents, BridgeError> {
         let identities = self.identities().await?;
         for id in identities.clashes() {
             warn!(%id, "the number stands for other labels in etcd than among the CiliumIdentities");
         }
-        let mut written = self.write_identities(identities.exchange()).await?;
-        if records {
-            written += self.nodes().await?;
+        let mut written = self.write_all(identities.exchange()).await?;
+        let nodes = self.objects(resources::CILIUM_NODE).await?;
+        if active == LedgerStore::CustomResources {
+            written += self.nodes(&nodes).await?;
         }
-        written += self.addresses().await?;
+        written += self.addresses(&nodes).await?;
         if written > 0 {
             info!(written, "records copied for agents that are not changed yet");
         }
-        Ok(())
+        Ok(copies::agents(&nodes, active))
     }
 
     async fn objects(&self, resource: Resource) -> Result<Vec<Object>, BridgeError> {
@@ -158,25 +169,24 @@ impl Bridge {
         Ok(Identities::of(&range, &objects, &endpoints, &ids, &references))
     }
 
-    async fn nodes(&self) -> Result<usize, BridgeError> {
-        // The objects first: a record that a later look finds was not made from older ones.
-        let objects = self.objects(resources::CILIUM_NODE).await?;
+    /// By CiliumNodes that were listed before: a record that is found now was not made from older ones.
+    async fn nodes(&self, cilium_nodes: &[Object]) -> Result<usize, BridgeError> {
         let found = self.keys(&keys::nodes_of(self.ports.cluster.name())).await?;
-        self.write_copies(copies::nodes(&self.ports.cluster, &objects, &found)).await
+        self.write_copies(copies::nodes(&self.ports.cluster, cilium_nodes, &found)).await
     }
 
-    async fn addresses(&self) -> Result<usize, BridgeError> {
+    async fn addresses(&self, cilium_nodes: &[Object]) -> Result<usize, BridgeError> {
         let objects = self.objects(resources::CILIUM_ENDPOINT).await?;
         let found = self.keys(keys::IPS_PREFIX).await?;
-        self.write_copies(copies::addresses(&objects, &found)).await
+        self.write_copies(copies::addresses(&objects, &copies::without_etcd(cilium_nodes), &found)).await
     }
 
     async fn write_copies(&self, writes: Vec<CopyWrite>) -> Result<usize, BridgeError> {
-        self.write_identities(writes.into_iter().map(IdentityWrite::Key).collect()).await
+        self.write_all(writes.into_iter().map(IdentityWrite::Key).collect()).await
     }
 
     /// Answers how many there were.
-    async fn write_identities(&self, writes: Vec<IdentityWrite>) -> Result<usize, BridgeError> {
+    async fn write_all(&self, writes: Vec<IdentityWrite>) -> Result<usize, BridgeError> {
         let count = writes.len();
         let written = stream::iter(writes).map(|write| self.write(write)).buffer_unordered(WRITES_AT_ONCE);
         let written: Vec<Result<(), BridgeError>> = written.collect().await;
@@ -198,6 +208,12 @@ impl Bridge {
             IdentityWrite::Create(id, labels) => {
                 let object = identity_object(id, &labels);
                 done(&object.key(), self.ports.objects.create(resources::CILIUM_IDENTITY, object).await.map(drop))
+            }
+            IdentityWrite::Unmark { id, uid, resource_version } => {
+                let body = json!({ "metadata": { "annotations": { HEARTBEAT_ANNOTATION: null } } });
+                let (key, patch) =
+                    (ObjectKey::cluster(id.to_string()), MergePatch { resource_version, uid, subresource: None, body });
+                done(&key, self.ports.objects.patch(resources::CILIUM_IDENTITY, &key, patch).await.map(drop))
             }
             IdentityWrite::Delete { id, uid, resource_version } => {
                 let (key, only_if) = (ObjectKey::cluster(id.to_string()), Preconditions { uid, resource_version });

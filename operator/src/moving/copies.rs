@@ -1,14 +1,17 @@
 //! What makes one place say what the other one says, as data: records of nodes and addresses in etcd by the custom resources,
 //! and identities in either place by the other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use basal_crds::{
     identity::{IdentityId, IdentityRange},
-    kvstore::{keys, parse_identity_labels, parse_identity_value},
+    kvstore::{IpRecord, keys, parse_identity_labels, parse_identity_value},
     labels::Labels,
     names::Cluster,
-    resources::{CiliumEndpoint, CiliumNode, LedgerStore},
+    resources::{AGENT_STORE_ANNOTATION, CiliumEndpoint, CiliumNode, HEARTBEAT_ANNOTATION, LedgerStore},
 };
 use basal_ipam::names::NodeName;
 use basal_kvstore::{
@@ -16,6 +19,9 @@ use basal_kvstore::{
     kv::{KeyValue, Revision},
 };
 use basal_objects::{directory::identity_labels, object::Object};
+use serde_json::Value;
+
+use crate::ledger_state::Agents;
 
 /// Node records by the CiliumNodes that confirm blocks. An empty list deletes nothing.
 pub(super) fn nodes(cluster: &Cluster, cilium_nodes: &[Object], found: &[KeyValue]) -> Vec<CopyWrite> {
@@ -43,9 +49,37 @@ pub(super) fn nodes(cluster: &Cluster, cilium_nodes: &[Object], found: &[KeyValu
     writes
 }
 
-/// ip→identity records by the CiliumEndpoints. What an agent published itself, under its lease, is left alone. An empty list
+/// How many agents work with a store, of those that there are: what they say in the CiliumNodes of Nodes.
+pub(super) fn agents(cilium_nodes: &[Object], store: LedgerStore) -> Agents {
+    let has_node = |object: &&Object| {
+        let owners = object.0.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+        owners.into_iter().flatten().any(|owner| owner["kind"] == "Node")
+    };
+    let changed = |object: &&Object| works_with(object, store);
+    let of_nodes: Vec<&Object> = cilium_nodes.iter().filter(has_node).collect();
+    Agents { changed: of_nodes.iter().copied().filter(changed).count(), all: of_nodes.len() }
+}
+
+/// Whether a node's agent says that it works with a store.
+fn works_with(cilium_node: &Object, store: LedgerStore) -> bool {
+    cilium_node.annotations().get(AGENT_STORE_ANNOTATION) == Some(&store.as_str())
+}
+
+/// The addresses of nodes whose agents work without etcd.
+pub(super) fn without_etcd(cilium_nodes: &[Object]) -> BTreeSet<IpAddr> {
+    let without = cilium_nodes.iter().filter(|object| works_with(object, LedgerStore::CustomResources));
+    let nodes = without.filter_map(|object| object.parse::<CiliumNode>().ok());
+    nodes.filter_map(|node| node.addresses().ok()).flatten().map(|address| address.ip).collect()
+}
+
+/// ip→identity records by the CiliumEndpoints. What an agent published itself, under its lease, is left alone while it works
+/// with etcd; of one on the nodes in `without_etcd` it is what is left of earlier, until the lease ends. An empty list
 /// deletes nothing, nor does one with an endpoint that cannot be read.
-pub(super) fn addresses(endpoints: &[Object], found: &[KeyValue]) -> Vec<CopyWrite> {
+pub(super) fn addresses(endpoints: &[Object], without_etcd: &BTreeSet<IpAddr>, found: &[KeyValue]) -> Vec<CopyWrite> {
+    let is_published = |kv: &KeyValue| {
+        let host = || IpRecord::parse(&kv.value).ok().and_then(|record| record.host_ip);
+        kv.lease != 0 && !host().is_some_and(|host| without_etcd.contains(&host))
+    };
     let mut wanted: BTreeMap<String, (u64, Vec<u8>)> = BTreeMap::new();
     let mut complete = !endpoints.is_empty();
     for object in endpoints {
@@ -64,8 +98,8 @@ pub(super) fn addresses(endpoints: &[Object], found: &[KeyValue]) -> Vec<CopyWri
     for kv in found {
         let value = wanted.remove(&kv.key).map(|(_, value)| value);
         match value {
-            _ if kv.lease != 0 => {}
-            Some(value) if value == kv.value => {}
+            _ if is_published(kv) => {}
+            Some(value) if value == kv.value && kv.lease == 0 => {}
             Some(value) => writes.push(CopyWrite::Put { key: kv.key.clone(), value, seen: kv.mod_revision }),
             None if complete => writes.push(CopyWrite::Delete { key: kv.key.clone(), seen: kv.mod_revision }),
             None => {}
@@ -82,14 +116,26 @@ pub(super) enum IdentityWrite {
     Key(CopyWrite),
     /// A new CiliumIdentity.
     Create(IdentityId, Labels),
+    /// A CiliumIdentity loses the mark that announces its deletion: one that is on its way is refused then.
+    Unmark { id: IdentityId, uid: String, resource_version: String },
     /// A CiliumIdentity goes, as it was seen.
     Delete { id: IdentityId, uid: String, resource_version: String },
+}
+
+/// A CiliumIdentity.
+#[derive(Debug)]
+struct SeenIdentity {
+    labels: Labels,
+    uid: String,
+    resource_version: String,
+    /// Whether its deletion is announced.
+    marked: bool,
 }
 
 /// The identities of a cluster in both places.
 #[derive(Debug, Default)]
 pub(super) struct Identities {
-    objects: BTreeMap<IdentityId, (Labels, String, String)>,
+    objects: BTreeMap<IdentityId, SeenIdentity>,
     keys: BTreeMap<IdentityId, (Labels, Revision)>,
     /// What agents refer to in each place.
     used_objects: BTreeSet<IdentityId>,
@@ -110,8 +156,9 @@ impl Identities {
         for object in objects {
             let (Ok(id), Ok(labels)) = (object.name().parse(), identity_labels(object)) else { continue };
             if range.contains(id) {
-                let seen = (labels, object.uid().to_owned(), object.resource_version().to_owned());
-                found.objects.insert(id, seen);
+                let (uid, resource_version) = (object.uid().to_owned(), object.resource_version().to_owned());
+                let marked = object.annotations().contains_key(HEARTBEAT_ANNOTATION);
+                found.objects.insert(id, SeenIdentity { labels, uid, resource_version, marked });
             }
         }
         for kv in ids {
@@ -140,7 +187,11 @@ impl Identities {
 
     fn fill_keys(&self) -> Vec<IdentityWrite> {
         let mut writes = Vec::new();
-        for (id, (labels, ..)) in &self.objects {
+        for (id, SeenIdentity { labels, uid, resource_version, marked }) in &self.objects {
+            if *marked {
+                let (uid, resource_version) = (uid.clone(), resource_version.clone());
+                writes.push(IdentityWrite::Unmark { id: *id, uid, resource_version });
+            }
             match self.keys.get(id) {
                 Some((found, _)) if found == labels => {}
                 Some(_) if self.used_keys.contains(id) => {}
@@ -157,7 +208,7 @@ impl Identities {
 
     fn fill_objects(&self) -> Vec<IdentityWrite> {
         let mut writes = Vec::new();
-        for (id, (labels, uid, resource_version)) in &self.objects {
+        for (id, SeenIdentity { labels, uid, resource_version, .. }) in &self.objects {
             let other = match self.keys.get(id) {
                 Some((wanted, _)) => wanted != labels,
                 None => !self.used_objects.contains(id),
@@ -177,15 +228,15 @@ impl Identities {
         let objects = self.objects.iter().filter(|(id, _)| !self.keys.contains_key(id));
         let keys = self.keys.iter().filter(|(id, _)| !self.objects.contains_key(id));
         objects
-            .map(|(id, (labels, ..))| put(*id, labels, 0))
+            .map(|(id, seen)| put(*id, &seen.labels, 0))
             .chain(keys.map(|(id, (labels, _))| IdentityWrite::Create(*id, labels.clone())))
             .collect()
     }
 
-    /// Numbers that stand for other labels here than there: two agents allocated them at the same moment.
+    /// Numbers that stand for other labels here than there. No agent of Basal makes one, so somebody else did.
     pub(super) fn clashes(&self) -> Vec<IdentityId> {
-        let other = |(id, (labels, ..)): (&IdentityId, &(Labels, String, String))| {
-            self.keys.get(id).filter(|(found, _)| found != labels).map(|_| *id)
+        let other = |(id, seen): (&IdentityId, &SeenIdentity)| {
+            self.keys.get(id).filter(|(found, _)| *found != seen.labels).map(|_| *id)
         };
         self.objects.iter().filter_map(other).collect()
     }
@@ -198,7 +249,7 @@ fn put(id: IdentityId, labels: &Labels, seen: Revision) -> IdentityWrite {
 #[cfg(test)]
 mod tests {
     use basal_crds::names::{ClusterId, ClusterName};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -265,15 +316,46 @@ mod tests {
         let key = |ip: &str| format!("cilium/state/ip/v1/default/{ip}");
         let objects = [endpoint("old", 3, "10.0.1.5", 300), endpoint("new", 12, "10.0.1.5", 301)];
         let found = [kv(&key("10.0.1.6"), b"{}", 7, 0), kv(&key("10.0.1.7"), b"{}", 8, 99)];
-        let writes = addresses(&objects, &found);
+        let none = BTreeSet::new();
+        let writes = addresses(&objects, &none, &found);
         assert_eq!(told(&writes), [("10.0.1.6".to_owned(), 7, false), ("10.0.1.5".to_owned(), 0, true)]);
         let text = String::from_utf8(value(&writes[1])).unwrap();
         assert!(text.contains(r#""ID":301"#), "the endpoint that was written last counts: {text}");
         let published = [kv(&key("10.0.1.5"), b"{}", 9, 99)];
-        assert_eq!(addresses(&objects, &published), [], "what an agent published is its own");
-        assert_eq!(addresses(&[], &found), [], "an emptied list deletes nothing");
+        assert_eq!(addresses(&objects, &none, &published), [], "what an agent published is its own");
+        assert_eq!(addresses(&[], &none, &found), [], "an emptied list deletes nothing");
+        // The agent does without etcd now, and its lease has not ended yet.
+        let left = [kv(&key("10.0.1.5"), &value(&writes[1]), 9, 99), kv(&key("10.0.1.8"), &value(&writes[1]), 10, 99)];
+        assert_eq!(addresses(&objects, &none, &left), []);
+        let without = BTreeSet::from(["172.18.0.2".parse().unwrap()]);
+        let wanted = [("10.0.1.5".to_owned(), 9, true), ("10.0.1.8".to_owned(), 10, false)];
+        assert_eq!(told(&addresses(&objects, &without, &left)), wanted);
         let torn = [endpoint("torn", 1, "no address", 300)];
-        assert_eq!(addresses(&torn, &found), [], "nor does one that cannot be read");
+        assert_eq!(addresses(&torn, &none, &found), [], "nor does one that cannot be read");
+    }
+
+    #[test]
+    fn agents_are_counted_by_what_they_say() {
+        let node = |name: &str, ip: &str, store: Option<&str>, owner: Option<&str>| {
+            let mut object = node(name, true, ip);
+            if let Some(store) = store {
+                object.0["metadata"]["annotations"] = json!({ "basal.io/agent-store": store });
+            }
+            if let Some(kind) = owner {
+                object.0["metadata"]["ownerReferences"] =
+                    json!([{ "apiVersion": "v1", "kind": kind, "name": name, "uid": "u" }]);
+            }
+            object
+        };
+        let nodes = [
+            node("a", "172.18.0.1", Some("etcd"), Some("Node")),
+            node("b", "172.18.0.2", Some("custom-resources"), Some("Node")),
+            node("older-version", "172.18.0.3", None, Some("Node")),
+            node("kept-without-node", "172.18.0.4", Some("etcd"), None),
+        ];
+        assert_eq!(agents(&nodes, LedgerStore::Etcd), Agents { changed: 1, all: 3 });
+        assert_eq!(agents(&nodes, LedgerStore::CustomResources), Agents { changed: 1, all: 3 });
+        assert_eq!(without_etcd(&nodes), BTreeSet::from(["172.18.0.2".parse().unwrap()]));
     }
 
     struct Place {
@@ -317,6 +399,7 @@ mod tests {
                 IdentityWrite::Key(CopyWrite::Delete { key, .. }) => numbers[1].push(last(key)),
                 IdentityWrite::Create(id, _) => numbers[2].push(id.get()),
                 IdentityWrite::Delete { id, .. } => numbers[3].push(id.get()),
+                IdentityWrite::Unmark { .. } => {}
             }
         }
         numbers
@@ -334,6 +417,14 @@ mod tests {
         );
         let objects = numbers(&place.identities().fill(LedgerStore::CustomResources));
         assert_eq!(objects, [vec![], vec![], vec![303], vec![301, 302, 304]]);
+        place.objects[0].0["metadata"]["annotations"] = json!({ "io.cilium.heartbeat": "2026-01-01T00:00:00Z" });
+        let unmarked = |writes: Vec<IdentityWrite>| {
+            writes
+                .into_iter()
+                .filter(|write| matches!(write, IdentityWrite::Unmark { id, .. } if id.get() == 300))
+                .count()
+        };
+        assert_eq!(unmarked(place.identities().fill(LedgerStore::Etcd)), 1, "nobody deletes it any more");
         // Agents that were changed already use some.
         place.references = vec![kv("cilium/state/identities/v1/value/k8s:app=left;/172.18.0.2", b"303", 9, 99)];
         place.endpoints = vec![endpoint("p", 1, "10.0.1.5", 304)];

@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use basal_crds::{identity::IdentityRange, names::ClusterName, resources::LedgerStore};
 use basal_ipam::{
     ledger::{Guard, Ledger},
-    names::NodeName,
+    names::{NodeName, TermId},
 };
 use basal_kvstore::kv::{KeyValue, Revision};
 use basal_objects::{
-    leadership::{Leadership, TermId},
+    leadership::{self, Leadership},
     ledger::ObjectLedger,
     port::Objects,
 };
@@ -57,7 +57,7 @@ impl Store for CustomResources {
     }
 
     /// The port to the API server is guarded already.
-    fn during(&self, _: &watch::Receiver<Leadership>, _: TermId) -> Arc<dyn Store> {
+    fn during(&self, _: &watch::Receiver<Leadership>, _: leadership::TermId) -> Arc<dyn Store> {
         Arc::new(Self::new(self.cluster.clone()))
     }
 
@@ -88,7 +88,7 @@ impl Store for CustomResources {
         Err(NodeError::GuardLost)
     }
 
-    fn duties(&self, ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
+    fn duties(&self, ports: &Ports, _: &TermId, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
         let range = IdentityRange::of(ports.cluster.id());
         let start = |interval| {
             let pace = (interval, settings.identity_heartbeat);

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use basal_crds::{kvstore::keys, names::ClusterName, resources::LedgerStore};
 use basal_ipam::{
     ledger::{Guard, Ledger},
-    names::NodeName,
+    names::{NodeName, TermId},
 };
 use basal_kvstore::{
     kv::{KeyValue, Kv, Range, Revision},
@@ -16,7 +16,7 @@ use basal_kvstore::{
     records::{Guarded, NodeRecords},
 };
 use basal_objects::{
-    leadership::{Leadership, TermId},
+    leadership::{self, Leadership},
     object::{ObjectKey, resources},
     port::Objects,
 };
@@ -79,7 +79,7 @@ impl Store for Etcd {
         Arc::new(EtcdLedger::new(Arc::clone(&self.kv), self.cluster.as_str()))
     }
 
-    fn during(&self, leadership: &watch::Receiver<Leadership>, term: TermId) -> Arc<dyn Store> {
+    fn during(&self, leadership: &watch::Receiver<Leadership>, term: leadership::TermId) -> Arc<dyn Store> {
         let kv = Arc::new(TermKv::new(Arc::clone(&self.kv), leadership.clone(), term));
         Arc::new(Self { cluster_uid: Arc::clone(&self.cluster_uid), ..Self::new(kv, self.cluster.clone()) })
     }
@@ -144,7 +144,13 @@ impl Store for Etcd {
         }
     }
 
-    fn duties(&self, ports: &Ports, settings: DutySettings, metrics: &OperatorMetrics) -> Vec<TaskHandle> {
-        duties::start(ports, Arc::clone(&self.kv), settings, metrics)
+    fn duties(
+        &self,
+        ports: &Ports,
+        term: &TermId,
+        settings: DutySettings,
+        metrics: &OperatorMetrics,
+    ) -> Vec<TaskHandle> {
+        duties::start(ports, Arc::clone(&self.kv), term, settings, metrics)
     }
 }

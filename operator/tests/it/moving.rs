@@ -55,6 +55,20 @@ fn is_known_twice(world: &World, name: &str) -> bool {
     listed.len() == 2 && confirmed(&object) == listed && recorded == listed
 }
 
+/// What the Ledger's condition says.
+fn message(world: &World) -> String {
+    let conditions = ledger(world)["status"]["conditions"].clone();
+    let ready = conditions.as_array().into_iter().flatten().find(|one| one["type"] == "Ready");
+    ready.and_then(|one| one["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// What an agent writes when it starts.
+async fn agent_says(world: &World, node: &str, store: &str) {
+    let seen = cilium_nodes(world).remove(node).unwrap();
+    let body = json!({ "metadata": { "annotations": { "basal.io/agent-store": store } } });
+    patch(world, resources::CILIUM_NODE, &seen, None, body).await;
+}
+
 fn text(world: &World, key: &str) -> String {
     let value = world.kv().contents().get(key).cloned().unwrap_or_default();
     String::from_utf8(value).unwrap()
@@ -148,6 +162,15 @@ fn claims_go_to_etcd_and_back_and_agents_read_both_places_meanwhile() {
         };
         assert!(world.user().objects.delete(resources::CILIUM_ENDPOINT, &key, only_if).await.is_done());
         world.until("a pod that is gone is forgotten", LIMIT, |w| text(w, IP).is_empty()).await?;
+
+        let (some, all) = ("1 of 4 agents are changed", "4 of 4 agents are changed");
+        agent_says(world, "n1", "etcd").await;
+        world.until("a changed agent is counted", LIMIT, |w| message(w).contains(some)).await?;
+        for n in 2..=4 {
+            agent_says(world, &format!("n{n}"), "etcd").await;
+        }
+        world.until("all agents are changed", LIMIT, |w| is_condition(w, "Ready", "AgentsChanged")).await?;
+        assert!(message(world).contains(all), "{}", message(world));
 
         ask(world, json!({ "leaving": null })).await;
         world.until("etcd alone", LIMIT, |w| is_condition(w, "Ready", "Active")).await?;
