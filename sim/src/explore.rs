@@ -28,16 +28,6 @@ impl Run {
     pub fn lines(&self) -> Vec<String> {
         self.trace.iter().map(ToString::to_string).collect()
     }
-
-    /// The numbers of the calls that a fault can hit.
-    #[must_use]
-    pub fn calls(&self, fault: Fault) -> BTreeSet<u64> {
-        let number = |entry: &Entry| match &entry.what {
-            What::Call { call, .. } if fault.concerns(call) => call.number,
-            _ => None,
-        };
-        self.trace.iter().filter_map(number).collect()
-    }
 }
 
 /// Why an exploration ended early.
@@ -74,19 +64,30 @@ fn sound(run: Run) -> Result<Run, Failure> {
     }
 }
 
-/// Runs a scenario without faults, then once for each call of that run and each fault; answers how many runs that were.
+/// The numbers of the calls in a trace that a fault can hit.
+fn calls(trace: &[Entry], fault: Fault) -> BTreeSet<u64> {
+    let number = |entry: &Entry| match &entry.what {
+        What::Call { call, .. } if fault.concerns(call) => call.number,
+        _ => None,
+    };
+    trace.iter().filter_map(number).collect()
+}
+
+/// Runs a scenario without faults, then once for each call in a part of that run and each fault; answers how many runs that
+/// were.
 ///
 /// # Errors
 /// The first run that broke a promise.
 pub fn every_single_fault(
     options: &Options,
     faults: &[Fault],
+    part: impl Fn(&[Entry]) -> &[Entry],
     scenario: impl AsyncFn(&World) -> Result<(), Trouble>,
 ) -> Result<usize, Failure> {
     let baseline = sound(run(options.clone(), &scenario)?)?;
     let mut runs = 1;
     for fault in faults {
-        for call in baseline.calls(*fault) {
+        for call in calls(part(&baseline.trace), *fault) {
             sound(run(options.with(FaultPlan::at(call, *fault)), &scenario)?)?;
             runs += 1;
         }

@@ -3,7 +3,6 @@
 
 mod clocks;
 mod cluster;
-mod crashes;
 mod dangling;
 mod denied;
 mod drift;

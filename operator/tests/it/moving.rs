@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use basal_crds::kvstore::NodeRecord;
 use basal_objects::object::{Object, ObjectKey, resources};
 use basal_sim::{
-    explore::run,
-    fault::{Fault, FaultPlan},
+    explore::every_single_fault,
+    fault::Fault,
     trace::{Entry, What},
     world::{Options, Trouble, World},
 };
@@ -298,33 +298,26 @@ async fn identity_for(world: &World, from: Over) {
     }
 }
 
-/// Runs the scenario, and then once for each call between the request and the new node with a fault at it.
-fn explore(seed: u64, fault: Fault) {
-    for from in Over::BOTH {
-        let scenario = async |world: &World| moves(world, from).await;
-        let runs = |options: Options| {
-            let run = run(options, scenario).unwrap();
-            assert_eq!(run.result, Ok(()), "out of {from:?}: {}", run.report);
-            run
-        };
-        let options = Options::seeded(seed);
-        let baseline = runs(options.clone());
-        let by_user = |entry: &&Entry, words: &str| {
+/// What happens between the request and the new node.
+fn during(trace: &[Entry]) -> &[Entry] {
+    let at = |trace: &[Entry], words: &str| {
+        let by_user = |entry: &Entry| {
             let is_user = entry.who.as_ref().is_some_and(|who| who.name == "user");
             is_user && matches!(&entry.what, What::Call { call, .. } if call.request.contains(words))
         };
-        let after = baseline.trace.iter().skip_while(|entry| !by_user(entry, "patch ledgers"));
-        let during = after.take_while(|entry| !by_user(entry, "create nodes"));
-        let number = |entry: &Entry| match &entry.what {
-            What::Call { call, .. } => call.number,
-            _ => None,
-        };
-        let during: BTreeSet<u64> = during.filter_map(number).collect();
-        let calls: BTreeSet<u64> = baseline.calls(fault).intersection(&during).copied().collect();
-        assert!(calls.len() > 20, "only {} calls", calls.len());
-        for call in calls {
-            runs(options.with(FaultPlan::at(call, fault)));
-        }
+        trace.iter().position(by_user).unwrap()
+    };
+    let asked = &trace[at(trace, "patch ledgers")..];
+    &asked[..at(asked, "create nodes")]
+}
+
+/// Runs the scenario, and then once for each of those calls with a fault at it.
+fn explore(seed: u64, fault: Fault) {
+    for from in Over::BOTH {
+        let scenario = async |world: &World| moves(world, from).await;
+        let runs = every_single_fault(&Options::seeded(seed), &[fault], during, scenario)
+            .unwrap_or_else(|failure| panic!("out of {from:?}: {failure}"));
+        assert!(runs > 20, "only {runs} runs");
     }
 }
 

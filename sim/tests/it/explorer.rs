@@ -68,14 +68,16 @@ async fn serve(world: &World) -> Result<(), Trouble> {
 #[test]
 fn what_is_only_careless_survives_crashes() {
     let faults = [Fault::CrashBefore, Fault::CrashAfter, Fault::LoseAnswer, Fault::Overtake];
-    let runs = every_single_fault(&Options::seeded(1), &faults, serve).unwrap();
+    let runs = every_single_fault(&Options::seeded(1), &faults, |trace| trace, serve).unwrap();
     assert!(runs > 4 * NODES, "only {runs} runs");
 }
 
 #[test]
 fn a_late_write_gives_a_block_twice_and_its_report_replays_it() {
     let late = Fault::Delay(Duration::from_millis(700));
-    let Err(Failure::Broken { trouble, report }) = every_single_fault(&Options::seeded(1), &[late], serve) else {
+    let Err(Failure::Broken { trouble, report }) =
+        every_single_fault(&Options::seeded(1), &[late], |trace| trace, serve)
+    else {
         panic!("the bug was not found")
     };
     assert!(trouble.to_string().contains("by its CiliumNode, and 10.0."), "{trouble}");
