@@ -68,6 +68,13 @@ struct Wish {
     seen: bool,
 }
 
+/// Whether lists that a user wrote count as use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wishes {
+    Counted,
+    Ignored,
+}
+
 /// Two blocks with their nodes, of which at most one should be.
 type Conflict = ((PodCidr, String), (PodCidr, String));
 
@@ -178,7 +185,7 @@ impl BlockSafety {
         self.read(kv, objects);
         let rested = self.read_claims()?;
         self.follow_wishes();
-        let uses = self.uses();
+        let uses = self.uses(Wishes::Ignored);
         if put_back {
             self.take_as_it_is(&uses);
         }
@@ -247,7 +254,8 @@ impl BlockSafety {
         for ((block, node), sure) in &mut self.pods {
             *sure = owns(rest, *block, node);
         }
-        let holdings = self.holdings(uses);
+        // What told a wish from what an operator wrote is gone.
+        let holdings = self.holdings(&self.uses(Wishes::Counted));
         self.tolerated = conflicts(&holdings).into_iter().map(|(one, other)| conflict(one, other)).collect();
         let listed = uses.iter().filter(|holding| holding.source == Source::Spec);
         self.known = Some(listed.map(|holding| (holding.block, holding.node.clone())).collect());
@@ -264,10 +272,11 @@ impl BlockSafety {
     }
 
     /// Everything outside the ledger that says that a block is a node's.
-    fn uses(&self) -> Vec<Holding> {
+    fn uses(&self, wishes: Wishes) -> Vec<Holding> {
         let mut uses: Vec<Holding> = Vec::new();
         for (_, spec) in self.specs.values() {
             let wished = self.wishes.get(&spec.node).is_some_and(|wish| wish.list == spec.list);
+            let wished = wished && wishes == Wishes::Ignored;
             let counts = |holding: &&Holding| !wished || holding.source != Source::Spec || self.is_granted(holding);
             uses.extend(spec.holdings.iter().filter(counts).cloned());
         }
@@ -302,7 +311,12 @@ impl BlockSafety {
         if let Some(known) = &mut self.known {
             known.extend(rest.claims().map(|(block, claim)| (*block, claim.node.as_str().to_owned())));
         }
-        let mut last = std::mem::take(&mut self.tolerated);
+        let tolerated = std::mem::take(&mut self.tolerated);
+        if !tolerated.is_empty() {
+            let holdings = self.holdings(&self.uses(Wishes::Counted));
+            let found = conflicts(&holdings).into_iter().map(|(one, other)| conflict(one, other));
+            self.tolerated = found.filter(|found| tolerated.contains(found)).collect();
+        }
         let unsure = |holding: &Holding| {
             let key = || (holding.block, holding.node.clone());
             match holding.source {
@@ -312,17 +326,11 @@ impl BlockSafety {
             }
         };
         let holdings = self.holdings(uses);
-        let mut tolerated = BTreeSet::new();
-        for (one, other) in conflicts(&holdings) {
-            let found = conflict(one, other);
-            if last.remove(&found) || tolerated.contains(&found) {
-                tolerated.insert(found);
-            } else if !unsure(one) && !unsure(other) {
-                return Err(Breach::TwoOwners(Box::new(one.clone()), Box::new(other.clone())));
-            }
-        }
-        self.tolerated = tolerated;
-        Ok(())
+        let broken = conflicts(&holdings)
+            .into_iter()
+            .find(|(one, other)| !self.tolerated.contains(&conflict(one, other)) && !unsure(one) && !unsure(other));
+        let broken = broken.map(|(one, other)| Breach::TwoOwners(Box::new(one.clone()), Box::new(other.clone())));
+        broken.map_or(Ok(()), Err)
     }
 
     fn check_frees(&self, uses: &[Holding]) -> Result<(), Breach> {
@@ -344,6 +352,8 @@ fn owns(rest: &RestWatch, block: PodCidr, node: &str) -> bool {
     rest.claim(&block).is_some_and(|claim| claim.node.as_str() == node)
 }
 
+/// The same whichever comes first.
 fn conflict(one: &Holding, other: &Holding) -> Conflict {
-    ((one.block, one.node.clone()), (other.block, other.node.clone()))
+    let (one, other) = ((one.block, one.node.clone()), (other.block, other.node.clone()));
+    if one <= other { (one, other) } else { (other, one) }
 }

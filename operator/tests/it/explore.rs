@@ -9,8 +9,8 @@ use basal_objects::{
 };
 use basal_runtime::outcome::Outcome;
 use basal_sim::{
-    fault::Fault,
-    laboratory::{Baseline, Report, baselines, explore, replay},
+    fault::{Fault, FaultPlan},
+    laboratory::{Baseline, Report, baselines, explore, replay, run},
     process::Restart,
     workload::{
         Schedule, Store, generate, named,
@@ -25,6 +25,9 @@ use crate::cluster::{Over, Setup, definitions, one_operator};
 /// Shorter than in the other tests: it is waited for in every run.
 const QUARANTINE: Duration = Duration::from_secs(20);
 
+/// How long a CiliumNode that never had a Node stays.
+const NODE_GC: Duration = Duration::from_secs(300);
+
 /// What `make test` runs of each kind.
 const PAIRS: u64 = 200;
 const DRAWN: u64 = 1_600;
@@ -32,7 +35,7 @@ const DRAWN_FOR_EACH: u64 = 9;
 
 /// A node that was gone kept its blocks at rest until the next full pass, because its release was written in two steps; and
 /// where the laboratory itself judged too early, or took what was put back, or was on its way meanwhile, for what had left.
-const FOUND: [&str; 12] = [
+const FOUND: [&str; 17] = [
     r#"{"seed":1,"store":"custom-resources","leaders":"one","families":"both","steps":[{"join":2},{"leave":2},{"join":3}],"faults":{"1":{"fail-over":3}}}"#,
     r#"{"seed":1,"store":"etcd","leaders":"one","families":"both","steps":[{"join":2},{"join":1},{"leave":2}],"faults":{"44":"overtake"}}"#,
     r#"{"seed":21,"store":"etcd","leaders":"one","families":"one","steps":[{"join":2},{"leave":2},{"kill":"b"}],"faults":{"215":{"rewind":2}}}"#,
@@ -44,10 +47,15 @@ const FOUND: [&str; 12] = [
     r#"{"seed":1,"store":"etcd","leaders":"one","families":"both","steps":[],"faults":{"22":{"restore":2}}}"#,
     r#"{"seed":67,"store":"etcd","leaders":"two","families":"both","steps":[{"join":1},{"start-pod":1},{"forget":1}],"faults":{"28":{"fail-over":20}}}"#,
     r#"{"seed":3,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"join":2},{"join":3},{"join":4},{"wait":"2s"},{"start-pod":1},{"join":5},{"pool":"appended"},{"pool":"shrunk"},{"leave":2},{"pool":"remasked"}],"faults":{"196":{"rewind":2}}}"#,
+    r#"{"seed":98,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"save":1},{"start-pod":1},{"leave":1},{"join":3},{"forget":2},{"put-back":1}],"faults":{"87":"crash-before"}}"#,
+    r#"{"seed":497,"store":"etcd","leaders":"two","families":"both","steps":[{"join":1},{"wait":"25s"},{"join":2},{"leave":2}],"faults":{"90":"drop-event","107":"crash-after","183":{"stall":"60s"}}}"#,
+    r#"{"seed":298,"store":"etcd","leaders":"two","families":"both","steps":[{"join":1},{"forget":1}],"faults":{"490":{"rewind":10}}}"#,
+    r#"{"seed":729,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"edit":[1,"foreign"]},{"join":2},{"join":3},{"put-back":3},{"join":4},{"put-back":4},{"start-pod":1},{"edit":[3,"free"]}],"faults":{"86":"crash-after","109":{"rewind":10}}}"#,
+    r#"{"seed":166,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"join":2},{"edit":[2,{"others":1}]}],"faults":{"5":"lose-request","50":{"lag":"20s"},"61":{"rewind":2}}}"#,
     r#"{"seed":44,"store":"etcd","leaders":"one","families":"both","steps":[],"faults":{"58":{"rewind":10}}}"#,
 ];
 
-const OPERATORS: Operators = Operators { prepare, start, cluster: "default", quarantine: QUARANTINE };
+const OPERATORS: Operators = Operators { prepare, start, cluster: "default", quarantine: QUARANTINE, node_gc: NODE_GC };
 
 /// The definitions are there already, as in a cluster that runs for a while; without their schemas, which the model does not
 /// look at and which are most of what there is to copy.
@@ -72,6 +80,7 @@ fn start(world: &World, start: &Start<'_>) {
     };
     let setup = Setup {
         quarantine: QUARANTINE,
+        node_gc: Some(NODE_GC),
         lease: Some(start.lease.to_owned()),
         ..Setup::without_definitions(over, start.pool.clone())
     };
@@ -150,6 +159,19 @@ fn pairs_of_faults_in_every_named_schedule_over_etcd() {
 #[test]
 fn pairs_of_faults_in_every_named_schedule_over_custom_resources() {
     assert!(pairs(Store::CustomResources) > 1000);
+}
+
+/// What is found must be found again.
+#[test]
+fn one_schedule_gives_one_trace() {
+    for store in Store::ALL {
+        let schedule = Schedule { store, faults: FaultPlan::at(60, Fault::CrashAfter), ..named::life_of_a_block() };
+        let lines = || run(&OPERATORS, &schedule, true).trace.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let first = lines();
+        for _ in 0..10 {
+            assert_eq!(lines(), first);
+        }
+    }
 }
 
 /// Schedules that failed once.

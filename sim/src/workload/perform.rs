@@ -70,6 +70,8 @@ pub struct Operators {
     pub cluster: &'static str,
     /// How long their blocks rest.
     pub quarantine: Duration,
+    /// How long they leave a CiliumNode alone that never had a Node.
+    pub node_gc: Duration,
 }
 
 /// What came of a schedule.
@@ -126,11 +128,13 @@ pub async fn perform(world: &World, operators: &Operators, schedule: &Schedule) 
         stage.step(step).await?;
         world.pass(PACE).await?;
     }
+    let mut left = None;
     if schedule.leaders == Leaders::Two {
         // Two that take the fence from each other for ever are never done.
         stage.stop(Replica::B.name()).await?;
+        left = stage.judged().fence();
     }
-    let state = stage.wait_until_done().await?;
+    let state = stage.wait_until_done(left).await?;
     let busy_until = begun.elapsed().saturating_sub(QUIET) + ROUND;
     stage.begin_again().await?;
     Ok(Ended { state, busy_until })
@@ -280,15 +284,25 @@ impl Stage<'_> {
         self.hands.create(resources::CILIUM_NODE, object).await;
     }
 
-    /// Lets the operators work until nothing is left to do.
-    async fn wait_until_done(&self) -> Result<Final, Trouble> {
+    /// Lets the operators work until nothing is left to do. `left` is the fence as a leader found it whose rival stopped.
+    async fn wait_until_done(&self, left: Option<String>) -> Result<Final, Trouble> {
         let pool = self.config()?;
         let judged = self.judged();
         let unserved = || judged.unserved(&lock(&self.safety), &pool);
         self.world.settle(QUIET, LIMIT).await?;
-        if self.world.rollbacks() > 0 {
-            // Where etcd was put back and nobody had anything to write, only the next full pass notices.
-            self.world.pass(FULL_PASS).await?;
+        let mut unnoticed = left.is_some() && judged.fence() == left;
+        let mut rollbacks = 0;
+        let mut dangled = false;
+        loop {
+            let known = std::mem::replace(&mut rollbacks, self.world.rollbacks());
+            let dangles = !dangled && judged.state(&lock(&self.safety), &pool).has_strays();
+            if !(std::mem::take(&mut unnoticed) || known != rollbacks || dangles) {
+                break;
+            }
+            dangled |= dangles;
+            // Where etcd was put back, or a rival has the fence, and nobody had anything to write, only the next full pass
+            // notices. A CiliumNode that no Node is known to have stood behind has its time until one joins.
+            self.world.pass(FULL_PASS.max(self.operators.node_gc)).await?;
             self.world.settle(QUIET, LIMIT).await?;
         }
         if unserved().is_some() {

@@ -27,6 +27,11 @@ pub struct Final {
 }
 
 impl Final {
+    /// Whether anything is left that no Node stands behind.
+    pub(super) fn has_strays(&self) -> bool {
+        !self.strays.is_empty()
+    }
+
     /// What is different; where the pool is used up it is a matter of order which node goes without.
     ///
     /// # Errors

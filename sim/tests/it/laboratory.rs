@@ -23,7 +23,13 @@ fn prepare(world: &World) {
     world.objects().define(&resources::CILIUM_ENDPOINT, false).unwrap();
 }
 
-const IDLE: Operators = Operators { prepare, start: idle, cluster: "default", quarantine: Duration::from_secs(20) };
+const IDLE: Operators = Operators {
+    prepare,
+    start: idle,
+    cluster: "default",
+    quarantine: Duration::from_secs(20),
+    node_gc: Duration::from_secs(300),
+};
 
 #[test]
 fn a_failure_is_shrunk_and_its_text_replays_it() {
