@@ -220,7 +220,7 @@ impl Allocator {
         }
         let waits = self.resting.iter().filter(|(at, _)| at.family() == family && self.space.in_pool(**at));
         match waits.map(|(_, since)| (*since + self.quarantine).saturating_sub(now)).min() {
-            Some(next_in) => Refusal::OnlyQuarantined { family, pools, next_in },
+            Some(next_in) => Refusal::OnlyQuarantined { family, pools, rest: self.quarantine, next_in },
             None => Refusal::PoolExhausted { family, pools },
         }
     }

@@ -110,15 +110,18 @@ pub enum Refusal {
         pools: Vec<PoolCounts>,
     },
     /// No block is free, and some are in quarantine.
+    // Without the time that is left, which is another one at each look, and would be written for each node that waits.
     #[error(
-        "allocator full: the only free {family} blocks are quarantined ({}); the next one can be freed in {} s; wait, or append a CIDR to {}",
-        totals(pools), next_in.as_secs(), key(*family)
+        "allocator full: the only free {family} blocks are quarantined ({}); each is freed {} s after its node let go of it, once no pod uses it; wait, or append a CIDR to {}",
+        totals(pools), rest.as_secs(), key(*family)
     )]
     OnlyQuarantined {
         /// The family.
         family: Family,
         /// Every pool CIDR of it.
         pools: Vec<PoolCounts>,
+        /// How long a block rests.
+        rest: Duration,
         /// When the next one's time is over. It is freed then, unless something still uses it.
         next_in: Duration,
     },

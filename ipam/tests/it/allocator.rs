@@ -88,9 +88,11 @@ fn quarantine_is_kept_and_named() {
     assert_eq!(
         refusal.to_string(),
         "allocator full: the only free IPv4 blocks are quarantined (10.0.0.0/23 (/24 blocks: 0 free, 1 granted, \
-         0 pending, 1 quarantined, 0 orphaned)); the next one can be freed in 250 s; wait, or append a CIDR to \
-         cluster-pool-ipv4-cidr"
+         0 pending, 1 quarantined, 0 orphaned)); each is freed 300 s after its node let go of it, once no pod uses it; \
+         wait, or append a CIDR to cluster-pool-ipv4-cidr"
     );
+    let later = rig.allocator.grant(&node("c"), &uid("c"), secs(151)).unwrap_err();
+    assert_eq!(later.to_string(), refusal.to_string(), "it is written for each node that waits");
     let block = cidr("10.0.0.0/24");
     assert_eq!(rig.allocator.quarantined().collect::<Vec<_>>(), [(block, &node("a"))]);
     assert_eq!(rig.allocator.due(secs(399)), []);

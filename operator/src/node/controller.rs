@@ -47,6 +47,9 @@ const WRITES_AT_ONCE: usize = 32;
 /// How long a record's write is waited for in the view of the records.
 const RECORD_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Pause between two looks at a Node that the cache does not have yet.
+const BEHIND: Duration = Duration::from_secs(30);
+
 /// What plans are made from.
 #[derive(Debug)]
 pub struct NodeCore {
@@ -181,6 +184,10 @@ impl NodeController {
         Some(facts(&cached.value).map_or_else(SeenNode::Invalid, SeenNode::Present))
     }
 
+    fn knows(&self, name: &NodeName) -> bool {
+        self.views.nodes.get(&ObjectKey::cluster(name.as_str())).is_some()
+    }
+
     async fn look(&self, name: &NodeName) -> Result<Observed, NodeError> {
         let key = ObjectKey::cluster(name.as_str());
         let record = self.views.records.get(name.as_str()).map(|seen| seen.value);
@@ -231,6 +238,9 @@ impl NodeController {
             }
             let inside = addresses.iter().filter(|key| holds(block, key)).cloned();
             seen.leftovers.ip_records.extend(inside);
+            if due.contains(&block) {
+                seen.leftovers.due.insert(block);
+            }
             if in_use.has_address_in(&block) {
                 seen.leftovers.with_endpoints.insert(block);
             }
@@ -387,6 +397,9 @@ impl Controller for NodeController {
             return Err(error);
         }
         Ok(match applied.wait {
+            // The API server has the Node and the cache does not: it may be gone before the cache ever had it, and then no
+            // event tells.
+            Wait::Nothing if applied.node.is_some() && !self.knows(key) => Revisit::After(BEHIND),
             Wait::Nothing => Revisit::OnChange,
             Wait::Ledger => Revisit::After(Duration::ZERO),
             Wait::Until(left) => Revisit::After(left),

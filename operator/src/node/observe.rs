@@ -36,6 +36,9 @@ pub enum SeenNode {
 /// What is left of a node that is gone. Each was read at quorum, after the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Leftovers {
+    /// Its blocks that rested long enough when it was looked for what uses them. No other block is freed by this look, however
+    /// long it took.
+    pub due: BTreeSet<PodCidr>,
     /// Keys of ip→identity records with an address in one of its blocks.
     pub ip_records: Vec<String>,
     /// Blocks in which a CiliumEndpoint has an address.

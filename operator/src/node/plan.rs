@@ -364,7 +364,8 @@ fn free_what_is_due(
     now: Duration,
     complaints: &mut Vec<Complaint>,
 ) -> Wait {
-    let due = allocator.due(now);
+    let mut due = allocator.due(now);
+    due.retain(|block| leftovers.due.contains(block));
     let unreadable = &leftovers.unreadable;
     if !unreadable.is_empty() && claims.iter().any(|claim| due.contains(&claim.at)) {
         complaints.push(Complaint::Endpoints(UnreadableEndpoints(unreadable.clone())));
