@@ -87,7 +87,6 @@ impl Facts for CiliumNodeFacts {
 
     fn parse(object: &Object) -> Result<Self, String> {
         let mut node: CiliumNode = object.parse().map_err(|error| error.to_string())?;
-        node.metadata.managed_fields = None;
         let status: NodeStatus = std::mem::take(&mut node.status);
         let owners = node.metadata.owner_references.iter().flatten();
         Ok(Self {
