@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use basal_kvstore::kv::{Keys, Op, Txn};
 use basal_objects::object::resources;
+use basal_sim::{explore::every_single_fault, fault::Fault, world::Options};
 
 use crate::{
     cluster::{
@@ -91,6 +92,30 @@ fn a_record_that_still_uses_the_block_lets_it_rest_longer() {
         assert!(objects.delete(resources::CILIUM_ENDPOINT, &key, only_if).await.is_done());
         world.until("n2 is served then", LIMIT, |w| is_served(w, "n2")).await
     });
+}
+
+/// The full pass looks at the node, and its block comes due while the answer is on its way.
+#[test]
+fn a_late_answer_frees_no_block_that_pods_use() {
+    const FULL_PASS: Duration = Duration::from_secs(300);
+    let scenario = async |world: &basal_sim::world::World| {
+        // Room for one node.
+        operator(world, Over::Etcd, "a", &pool(&["10.0.0.0/24"], &["fd00::/120"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        let uid = pod(world, "web", "n1", "Running").await;
+        endpoint(world, "web", Some(&uid), "10.0.0.9").await;
+        world.pass(FULL_PASS + Duration::from_secs(5) - QUARANTINE).await?;
+        delete(world, resources::NODE, "n1").await;
+        world.pass(QUARANTINE + Duration::from_secs(30)).await?;
+        add_node(world, "n2", 2).await;
+        world.pass(Duration::from_secs(5)).await?;
+        assert!(!is_served(world, "n2"), "a pod runs in its block");
+        Ok(())
+    };
+    let late = Fault::Delay(Duration::from_secs(12));
+    let runs = every_single_fault(&Options::seeded(47), &[late], |trace| trace, scenario);
+    assert!(runs.unwrap_or_else(|failure| panic!("{failure}")) > 100);
 }
 
 /// The pod is on n1, so n2's block does not wait for it.
