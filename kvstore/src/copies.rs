@@ -5,10 +5,8 @@
 
 use std::sync::Arc;
 
-use basal_runtime::outcome::Outcome;
-
 use crate::{
-    kv::{Compare, Is, Keys, Kv, Op, Revision, Txn},
+    kv::{Compare, Is, Keys, Kv, Op, Revision},
     ledger::LedgerKeys,
     records::Guarded,
 };
@@ -45,7 +43,7 @@ impl Copies {
     /// For the ledger of a cluster, by its name; `fence` is what its fence must hold.
     #[must_use]
     pub fn new(kv: Arc<dyn Kv>, cluster: &str, fence: &str) -> Self {
-        let fence = Compare::new(LedgerKeys::new(cluster).fence(), Is::Value(fence.into()));
+        let fence = LedgerKeys::new(cluster).fence_holds(fence);
         Self { kv, fence }
     }
 
@@ -57,11 +55,6 @@ impl Copies {
             CopyWrite::Delete { key, seen } => (key.clone(), seen, Op::Delete(Keys::One(key))),
         };
         let when = vec![self.fence.clone(), Compare::new(key, Is::ModRevision(seen))];
-        match self.kv.txn(Txn { when, then: vec![op], or_else: Vec::new() }).await {
-            Outcome::Done(answer) if answer.succeeded => Guarded::Done(answer.header.revision),
-            Outcome::Done(_) => Guarded::GuardLost,
-            Outcome::Refused(refusal) => Guarded::Refused(refusal),
-            Outcome::Unknown(why) => Guarded::Unknown(why),
-        }
+        Guarded::write(self.kv.as_ref(), when, vec![op]).await
     }
 }

@@ -134,11 +134,10 @@ impl EtcdLedger {
 
     /// The transaction of a swap.
     fn transaction(&self, term: &TermId, batch: &[CellSwap]) -> Result<Txn, SwapRefusal> {
-        let fence = self.keys.fence();
         let mut txn = Txn {
-            when: vec![Compare::new(fence.clone(), Is::Value(term.as_str().into()))],
+            when: vec![self.keys.fence_holds(term.as_str())],
             then: Vec::with_capacity(batch.len()),
-            or_else: vec![Op::Get(Range::one(fence))],
+            or_else: vec![Op::Get(Range::one(self.keys.fence()))],
         };
         for swap in batch {
             let key = self.keys.cell(swap.new.id());

@@ -12,7 +12,7 @@ use basal_runtime::outcome::Outcome;
 use futures::StreamExt;
 
 use crate::{
-    kv::{Keys, Kv, KvRefusal, MAX_TXN_OPS, Op, Revision, Txn, WatchEvent},
+    kv::{Compare, Keys, Kv, KvRefusal, MAX_TXN_OPS, Op, Revision, Txn, WatchEvent},
     ledger::LedgerKeys,
     list_watch::{ListWatch, Update, list_watch},
     session::Session,
@@ -36,6 +36,18 @@ pub enum Guarded {
     Refused(KvRefusal),
     /// It was written, or not.
     Unknown(String),
+}
+
+impl Guarded {
+    /// Carries operations out if the conditions hold.
+    pub(crate) async fn write(kv: &dyn Kv, when: Vec<Compare>, then: Vec<Op>) -> Self {
+        match kv.txn(Txn { when, then, or_else: Vec::new() }).await {
+            Outcome::Done(answer) if answer.succeeded => Self::Done(answer.header.revision),
+            Outcome::Done(_) => Self::GuardLost,
+            Outcome::Refused(refusal) => Self::Refused(refusal),
+            Outcome::Unknown(why) => Self::Unknown(why),
+        }
+    }
 }
 
 /// The records that the leader of a cluster's operator writes, and nobody else: those of nodes; and it clears the
@@ -82,13 +94,7 @@ impl NodeRecords {
     }
 
     async fn write(&self, guard: &Guard, then: Vec<Op>) -> Guarded {
-        let txn = Txn { when: self.ledger.conditions(guard), then, or_else: Vec::new() };
-        match self.kv.txn(txn).await {
-            Outcome::Done(answer) if answer.succeeded => Guarded::Done(answer.header.revision),
-            Outcome::Done(_) => Guarded::GuardLost,
-            Outcome::Refused(refusal) => Guarded::Refused(refusal),
-            Outcome::Unknown(why) => Guarded::Unknown(why),
-        }
+        Guarded::write(self.kv.as_ref(), self.ledger.conditions(guard), then).await
     }
 }
 

@@ -10,7 +10,7 @@ use basal_crds::{
 use basal_ipam::names::TermId;
 use basal_kvstore::{
     identity_gc::{GcReport, IdentityGc},
-    kv::{Compare, Is, Kv},
+    kv::Kv,
     leases::LeaseRules,
     ledger::LedgerKeys,
     lock::Locks,
@@ -58,8 +58,7 @@ pub(crate) fn start(
         ports.env.spawn("cluster-config", Box::pin(enforce_cluster_config(session.clone(), name, config))),
     ];
     if let Some(interval) = settings.identity_gc {
-        let fence = LedgerKeys::new(ports.cluster.name().as_str()).fence();
-        let guard = Compare::new(fence, Is::Value(term.as_str().into()));
+        let guard = LedgerKeys::new(ports.cluster.name().as_str()).fence_holds(term.as_str());
         let gc = IdentityGc::new(kv, Locks::new(session), IdentityRange::of(ports.cluster.id()), guard);
         tasks.push(ports.env.spawn("identity-gc", Box::pin(collect(gc, interval, metrics.clone()))));
     }

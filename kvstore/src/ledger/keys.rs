@@ -70,10 +70,16 @@ impl LedgerKeys {
         canonical.then_some(LedgerKey::Cell(CellId::new(prefix)))
     }
 
+    /// That the fence holds the id of a term, or of a seal, as a condition of a transaction.
+    #[must_use]
+    pub fn fence_holds(&self, id: &str) -> Compare {
+        Compare::new(self.fence(), Is::Value(id.into()))
+    }
+
     /// A guard as conditions of a transaction.
     #[must_use]
     pub fn conditions(&self, guard: &Guard) -> Vec<Compare> {
-        let fence = Compare::new(self.fence(), Is::Value(guard.term.as_str().into()));
+        let fence = self.fence_holds(guard.term.as_str());
         let cells =
             guard.cells.iter().map(|(cell, version)| Compare::new(self.cell(*cell), Is::ModRevision(version.0)));
         std::iter::once(fence).chain(cells).collect()
