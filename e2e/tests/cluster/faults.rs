@@ -8,7 +8,6 @@ use basal_e2e::cluster::{Cluster, Node, Server};
 
 use crate::api_nodes::{join, leave};
 use crate::daemons::{OPERATOR, operators, signal};
-
 use crate::random::Random;
 use crate::steps::{Before, Obstacle};
 use crate::view::{eventually, leader};

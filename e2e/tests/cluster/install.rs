@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use crate::view::{eventually, knows_the_others, node_key, pod_cidrs, record, text};
+use crate::view::{all_know_the_others, eventually, node_key, pod_cidrs, record, text};
 
 /// Every node is ready with PodCIDRs of both families and router addresses in them, etcd holds its record, and every
 /// other node's maps know it.
@@ -36,10 +36,7 @@ pub(crate) fn every_node_is_served(cluster: &mut Cluster) -> anyhow::Result<()> 
             Ok(())
         })?;
     }
-    for node in cluster.nodes()? {
-        eventually(&format!("{} to know the others", node.name()), || knows_the_others(cluster, &node))?;
-    }
-    Ok(())
+    all_know_the_others(cluster)
 }
 
 /// A network as Go's encoder writes one: the address as text, the mask as bytes in base64.

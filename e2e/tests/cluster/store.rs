@@ -6,16 +6,16 @@ use std::time::Duration;
 use std::{env, thread};
 
 use anyhow::{anyhow, ensure};
-use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, NAMESPACE, Options};
+use basal_e2e::cluster::{BasalOptions, Cluster, NAMESPACE};
 use basal_e2e::say::say;
 use serde_json::{Value, json};
 
 use crate::flow::Flow;
 use crate::kills::SECONDS;
-use crate::suite::values;
+use crate::suite::{on_its_own, values};
 use crate::traffic::{identities, rows};
-use crate::view::{IP_RECORDS, eventually, keys, knows_the_others, pod_cidrs, text};
-use crate::workload::{Pod, deploy};
+use crate::view::{IP_RECORDS, all_know_the_others, eventually, keys, pod_cidrs, text};
+use crate::workload::{Pod, delete, deploy};
 
 /// Whether somebody asks for it: it takes longer than `make test` has time for.
 pub(crate) fn is_asked() -> bool {
@@ -26,17 +26,7 @@ pub(crate) fn is_asked() -> bool {
 /// are changed, and everything back again: nothing is lost, no pod restarts, blocks and identities stay, rows of pods never
 /// go.
 pub(crate) fn there_and_back() -> anyhow::Result<()> {
-    let name: ClusterName = "store".parse()?;
-    cluster::down(&name)?;
-    let basal = BasalOptions { values: with(json!({"enabled": false})) };
-    let result = cluster::up(&Options { name: name.clone(), nodes: 3, cni: Cni::Basal, basal });
-    let result = result.and_then(|cluster| exercise(&cluster));
-    let result = result.map_err(|error| match Cluster::open(&name).and_then(|cluster| cluster.collect()) {
-        Ok(folder) => anyhow!("{error:#}\nlogs, objects, maps and routes: {}", folder.display()),
-        Err(nothing) => anyhow!("{error:#}\nnothing could be collected: {nothing:#}"),
-    });
-    cluster::down(&name)?;
-    result
+    on_its_own("store", with(json!({"enabled": false})), |cluster| exercise(cluster))
 }
 
 /// One agent after the other, so that both kinds run for a while.
@@ -150,10 +140,7 @@ fn agents_are_changed(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(ready.iter().any(|ready| ready["reason"] == "AgentsChanged"), "{ready:?}");
         Ok(())
     })?;
-    for node in cluster.nodes()? {
-        eventually(&format!("{} to know the others", node.name()), || knows_the_others(cluster, &node))?;
-    }
-    Ok(())
+    all_know_the_others(cluster)
 }
 
 fn to_etcd(cluster: &Cluster, pods: &[Pod], before: &Before) -> anyhow::Result<()> {
@@ -189,6 +176,6 @@ fn to_custom_resources(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(ledger["spec"]["store"] == "custom-resources", "{}", ledger["spec"]);
         Ok(())
     })?;
-    cluster.kubectl()?.args(["delete", "-n", "default", "deployment", "blue", "--timeout=90s"]).done()?;
+    delete(cluster, &["deployment", "blue"])?;
     deploy(cluster, "red", 3).map(drop)
 }

@@ -83,11 +83,11 @@ impl Suite {
         if matches!(*slot, Slot::NotYet) {
             *slot = match self.boot() {
                 Ok(cluster) => Slot::Up(Box::new(cluster)),
-                Err(error) => Slot::Failed(format!("{:#}", self.with_evidence(error))),
+                Err(error) => Slot::Failed(format!("{:#}", with_evidence(&self.name, error))),
             };
         }
         match &mut *slot {
-            Slot::Up(cluster) => scenario(cluster).map_err(|error| self.with_evidence(error)),
+            Slot::Up(cluster) => scenario(cluster).map_err(|error| with_evidence(&self.name, error)),
             Slot::Failed(error) => bail!("the cluster did not come up: {error}"),
             Slot::NotYet => bail!("the cluster was not booted"),
         }
@@ -99,17 +99,7 @@ impl Suite {
         {
             return Ok(cluster);
         }
-        cluster::down(&self.name)?;
-        let basal = BasalOptions { values: values() };
-        cluster::up(&Options { name: self.name.clone(), nodes: 3, cni: Cni::Basal, basal })
-    }
-
-    /// Collects logs and objects at once, before the next scenario changes them.
-    fn with_evidence(&self, error: anyhow::Error) -> anyhow::Error {
-        match Cluster::open(&self.name).and_then(|cluster| cluster.collect()) {
-            Ok(folder) => anyhow!("{error:#}\nlogs, objects, etcd keys, maps and routes: {}", folder.display()),
-            Err(nothing) => anyhow!("{error:#}\nnothing could be collected: {nothing:#}"),
-        }
+        boot(&self.name, values())
     }
 
     /// Takes the cluster down after the last scenario and proves that nothing is left; false when something is.
@@ -124,6 +114,32 @@ impl Suite {
     fn lock(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn boot(name: &ClusterName, values: Value) -> anyhow::Result<Cluster> {
+    cluster::down(name)?;
+    cluster::up(&Options { name: name.clone(), nodes: 3, cni: Cni::Basal, basal: BasalOptions { values } })
+}
+
+/// Collects logs and objects at once, before anything changes them.
+fn with_evidence(name: &ClusterName, error: anyhow::Error) -> anyhow::Error {
+    match Cluster::open(name).and_then(|cluster| cluster.collect()) {
+        Ok(folder) => anyhow!("{error:#}\nlogs, objects, etcd keys, maps and routes: {}", folder.display()),
+        Err(nothing) => anyhow!("{error:#}\nnothing could be collected: {nothing:#}"),
+    }
+}
+
+/// Boots a cluster for one scenario alone, and takes it down.
+pub(crate) fn on_its_own(
+    name: &str,
+    values: Value,
+    scenario: impl FnOnce(&mut Cluster) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let name: ClusterName = name.parse()?;
+    let result = boot(&name, values).and_then(|mut cluster| scenario(&mut cluster));
+    let result = result.map_err(|error| with_evidence(&name, error));
+    cluster::down(&name)?;
+    result
 }
 
 fn keep() -> bool {

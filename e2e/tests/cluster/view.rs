@@ -85,6 +85,14 @@ pub(crate) fn node_key(node: &str) -> String {
 /// Where ip→identity records lie.
 pub(crate) const IP_RECORDS: &str = "cilium/state/ip/v1/default/";
 
+/// Waits until every node knows the others.
+pub(crate) fn all_know_the_others(cluster: &Cluster) -> anyhow::Result<()> {
+    for node in cluster.nodes()? {
+        eventually(&format!("{} to know the others", node.name()), || knows_the_others(cluster, &node))?;
+    }
+    Ok(())
+}
+
 /// Fails unless the tunnel map and the ipcache of a node hold the other nodes' PodCIDRs with their addresses, and no
 /// more nodes than that.
 pub(crate) fn knows_the_others(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {

@@ -2,31 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, anyhow, ensure};
-use basal_e2e::cluster::{self, BasalOptions, Cluster, ClusterName, Cni, Options};
+use anyhow::{Context, ensure};
+use basal_e2e::cluster::Cluster;
 use serde_json::{Value, json};
 
 use crate::churn::{pods_are_gone, pods_come, traces};
 use crate::observer::check;
-use crate::suite::values;
+use crate::suite::{on_its_own, values};
 use crate::traffic::{Capture, identities, identities_on_the_wire, reach, rows};
-use crate::view::{basal, eventually, keys, knows_the_others, pod_cidrs};
+use crate::view::{all_know_the_others, basal, eventually, keys, knows_the_others, pod_cidrs};
 use crate::workload::{Checks, Pod, delete, deploy};
 
 /// Boots a cluster of its own: every node is served and known to the others, pods talk across nodes with their identity
 /// on the wire, sixty pods come and go, a node goes for good. Nobody ever wrote to etcd.
 pub(crate) fn records_are_objects() -> anyhow::Result<()> {
-    let name: ClusterName = "none".parse()?;
-    cluster::down(&name)?;
-    let basal = BasalOptions { values: without_etcd() };
-    let options = Options { name: name.clone(), nodes: 3, cni: Cni::Basal, basal };
-    let result = cluster::up(&options).and_then(|mut cluster| exercise(&mut cluster));
-    let result = result.map_err(|error| match Cluster::open(&name).and_then(|cluster| cluster.collect()) {
-        Ok(folder) => anyhow!("{error:#}\nlogs, objects, maps and routes: {}", folder.display()),
-        Err(nothing) => anyhow!("{error:#}\nnothing could be collected: {nothing:#}"),
-    });
-    cluster::down(&name)?;
-    result
+    on_its_own("none", without_etcd(), exercise)
 }
 
 fn without_etcd() -> Value {
@@ -73,10 +63,7 @@ fn every_node_is_served(cluster: &Cluster) -> anyhow::Result<()> {
             ensure!(uses[cidr]["status"] == "in-use", "the status of {} says {uses}", node.name());
         }
     }
-    for node in cluster.nodes()? {
-        eventually(&format!("{} to know the others", node.name()), || knows_the_others(cluster, &node))?;
-    }
-    Ok(())
+    all_know_the_others(cluster)
 }
 
 /// Both pods reach each other, over both families, with the identity of their labels as VNI. Two agents that see labels for
