@@ -10,6 +10,7 @@ use basal_crds::{
     names::ClusterId,
 };
 use basal_kvstore::{
+    directory::EtcdDirectory,
     identity_gc::{GcReport, IdentityGc},
     kv::{Compare, Is},
     lock::Locks,
@@ -188,16 +189,21 @@ async fn two_rounds_without_a_user_end_an_identity() {
     assert!(get(&model, &keys::identity(IdentityId::new(70_000))).await.is_some(), "another cluster's");
 }
 
+/// An identity that its only user has let go of, and a collector that found it unused in its first round.
+async fn unused_once(model: &ModelKv, agent: &EtcdDirectory, labels: &Labels) -> (IdentityId, IdentityGc) {
+    let id = agent.allocate_identity(labels).await.unwrap();
+    agent.release_identity(labels);
+    pass(1).await;
+    let mut gc = gc(model);
+    assert_eq!(gc.round().await.unwrap().unused, 1);
+    (id, gc)
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_identity_that_is_used_between_the_rounds_stays() {
     let model = ModelKv::new(1);
-    let agent = agent(&model, "10.0.0.1");
-    let web = labels(WEB);
-    let id = agent.allocate_identity(&web).await.unwrap();
-    agent.release_identity(&web);
-    pass(1).await;
-    let mut gc = gc(&model);
-    assert_eq!(gc.round().await.unwrap().unused, 1);
+    let (agent, web) = (agent(&model, "10.0.0.1"), labels(WEB));
+    let (id, mut gc) = unused_once(&model, &agent, &web).await;
     assert_eq!(agent.allocate_identity(&web).await, Ok(id));
     assert_eq!(gc.round().await, Ok(GcReport { alive: 1, ..GcReport::default() }));
     agent.release_identity(&web);
@@ -209,13 +215,7 @@ async fn an_identity_that_is_used_between_the_rounds_stays() {
 #[tokio::test(start_paused = true)]
 async fn who_does_not_lead_any_more_collects_nothing() {
     let model = ModelKv::new(1);
-    let agent = agent(&model, "10.0.0.1");
-    let web = labels(WEB);
-    let id = agent.allocate_identity(&web).await.unwrap();
-    agent.release_identity(&web);
-    pass(1).await;
-    let mut gc = gc(&model);
-    assert_eq!(gc.round().await.unwrap().unused, 1);
+    let (id, mut gc) = unused_once(&model, &agent(&model, "10.0.0.1"), &labels(WEB)).await;
     put(&model, FENCE, "the next term").await;
     assert_eq!(gc.round().await.unwrap().deleted, 0);
     assert_eq!(get(&model, &keys::identity(id)).await.as_deref(), Some(WEB));

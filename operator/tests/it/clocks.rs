@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use basal_ipam::config::PoolConfig;
 use basal_objects::object::resources;
-use basal_sim::world::World;
+use basal_sim::world::{Trouble, World};
 
-use crate::cluster::{LIMIT, QUARANTINE, add_node, delete, is_served, leader, operator, pool, run};
+use crate::cluster::{LIMIT, Over, QUARANTINE, add_node, delete, is_served, leader, operator, pool, run};
 
 /// How far the clock of one replica is off.
 const OFF_BY: [i64; 2] = [300, -300];
@@ -14,21 +15,20 @@ const OFF_BY: [i64; 2] = [300, -300];
 /// Longer than a Lease lasts, several times.
 const LONG: Duration = Duration::from_secs(120);
 
-/// The replica that leads, and the other one.
-fn replicas(world: &World) -> (&'static str, &'static str) {
-    if leader(world).starts_with("a/") { ("a", "b") } else { ("b", "a") }
+/// Two that have served a node: the one that leads, and the other.
+async fn replicas(world: &World, over: Over, pool: &PoolConfig) -> Result<(&'static str, &'static str), Trouble> {
+    operator(world, over, "a", pool);
+    operator(world, over, "b", pool);
+    add_node(world, "n1", 1).await;
+    world.until("n1 is served", LIMIT, |world| is_served(world, "n1")).await?;
+    Ok(if leader(world).starts_with("a/") { ("a", "b") } else { ("b", "a") })
 }
 
 #[test]
 fn a_lease_is_not_taken_early_by_a_clock_that_is_five_minutes_off() {
     for seconds in OFF_BY {
         run(70, async |world, over| {
-            let pool = pool(&["10.0.0.0/16"], &["fd00::/104"]);
-            operator(world, over, "a", &pool);
-            operator(world, over, "b", &pool);
-            add_node(world, "n1", 1).await;
-            world.until("n1 is served", LIMIT, |world| is_served(world, "n1")).await?;
-            let (leads, waits) = replicas(world);
+            let (leads, waits) = replicas(world, over, &pool(&["10.0.0.0/16"], &["fd00::/104"])).await?;
             let held = leader(world);
             world.move_clock(waits, seconds);
             world.pass(LONG).await?;
@@ -51,12 +51,7 @@ fn a_lease_is_not_taken_early_by_a_clock_that_is_five_minutes_off() {
 fn a_block_does_not_rest_shorter_by_a_clock_that_is_five_minutes_off() {
     for seconds in OFF_BY {
         run(71, async |world, over| {
-            let pool = pool(&["10.0.0.0/24"], &["fd00::/120"]);
-            operator(world, over, "a", &pool);
-            operator(world, over, "b", &pool);
-            add_node(world, "n1", 1).await;
-            world.until("n1 is served", LIMIT, |world| is_served(world, "n1")).await?;
-            let (leads, waits) = replicas(world);
+            let (leads, waits) = replicas(world, over, &pool(&["10.0.0.0/24"], &["fd00::/120"])).await?;
             world.move_clock(waits, seconds);
             delete(world, resources::NODE, "n1").await;
             add_node(world, "n2", 2).await;
