@@ -75,6 +75,14 @@ enum Wishes {
     Ignored,
 }
 
+/// Records that came back when etcd was put back.
+#[derive(Debug)]
+struct Returned {
+    /// What the fence held then.
+    fence: Option<Vec<u8>>,
+    blocks: BTreeSet<(PodCidr, String)>,
+}
+
 /// Two blocks with their nodes, of which at most one should be.
 type Conflict = ((PodCidr, String), (PodCidr, String));
 
@@ -104,6 +112,9 @@ pub struct BlockSafety {
     /// else was on its way meanwhile, made from a claim that is gone. No write of ours can be told so in time, and no agent
     /// uses such a block, because an agent goes by the claim.
     known: Option<BTreeSet<(PodCidr, String)>>,
+    /// Who leads was told before that these are gone, and what it had under way then may free their blocks. It learns from the
+    /// answer that etcd was put back; whoever leads next reads them.
+    returned: Option<Returned>,
 }
 
 impl BlockSafety {
@@ -125,6 +136,7 @@ impl BlockSafety {
             put_back: false,
             tolerated: BTreeSet::new(),
             known: None,
+            returned: None,
         }
     }
 
@@ -177,6 +189,7 @@ impl BlockSafety {
     /// The first broken promise.
     pub fn look(&mut self, kv: &ModelKv, objects: &ModelObjects) -> Result<(), Breach> {
         let put_back = std::mem::take(&mut self.put_back);
+        let before = if put_back { self.recorded() } else { BTreeSet::new() };
         if put_back {
             // The same revision may have written something else by now.
             (self.cells, self.records) = (Parsed::default(), Parsed::default());
@@ -188,6 +201,10 @@ impl BlockSafety {
         let uses = self.uses(Wishes::Ignored);
         if put_back {
             self.take_as_it_is(&uses);
+            let blocks = self.recorded().difference(&before).cloned().collect();
+            self.returned = Some(Returned { fence: self.fence(kv), blocks });
+        } else if self.returned.as_ref().is_some_and(|returned| returned.fence != self.fence(kv)) {
+            self.returned = None;
         }
         self.check_owners(&uses)?;
         self.check_frees(&uses)?;
@@ -198,9 +215,31 @@ impl BlockSafety {
         if let Some(breach) = rested.into_iter().next().filter(|_| !put_back) {
             return Err(breach.into());
         }
-        let covered = uses.into_iter().filter(|holding| self.owns(holding.block, &holding.node));
+        let counts = |holding: &Holding| self.owns(holding.block, &holding.node) && !self.has_returned(holding);
+        let covered = uses.into_iter().filter(counts);
         self.covered = covered.map(|holding| (holding.block, holding.node)).collect();
         Ok(())
+    }
+
+    /// What the records of the last look say.
+    fn recorded(&self) -> BTreeSet<(PodCidr, String)> {
+        let holdings = self.records.values().flat_map(|(_, holdings)| holdings);
+        holdings.map(|holding| (holding.block, holding.node.clone())).collect()
+    }
+
+    fn fence(&self, kv: &ModelKv) -> Option<Vec<u8>> {
+        let mut fence = None;
+        kv.visit(&self.keys.fence(), |key, _, value| {
+            if key == self.keys.fence() {
+                fence = Some(value.to_vec());
+            }
+        });
+        fence
+    }
+
+    fn has_returned(&self, holding: &Holding) -> bool {
+        let key = || (holding.block, holding.node.clone());
+        holding.source == Source::Record && self.returned.as_ref().is_some_and(|back| back.blocks.contains(&key()))
     }
 
     fn read(&mut self, kv: &ModelKv, objects: &ModelObjects) {

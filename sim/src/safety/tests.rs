@@ -131,6 +131,31 @@ async fn a_block_that_is_freed_in_use_is_found() {
     assert!(matches!(stage.look(), Err(Breach::FreeInUse(holding)) if holding.source == Source::Spec));
 }
 
+/// Who leads read that the record is gone, and etcd was put back before the block was freed.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_came_back_is_in_use_from_the_next_term_on() {
+    for (next_term, found) in [(false, false), (true, true)] {
+        let mut stage = Stage::new();
+        let fence = |term: &str| {
+            let key = LedgerKeys::new("default").fence().to_owned();
+            Op::Put { key, value: term.as_bytes().to_vec(), lease: 0 }
+        };
+        stage.write(fence("1")).await;
+        stage.ledger(&[("10.0.0.0/24", "a", Quarantined)]).await;
+        stage.look().unwrap();
+        tokio::time::advance(REST).await;
+        stage.record("a", "10.0.0.0/24").await;
+        stage.safety.put_back();
+        stage.look().unwrap();
+        if next_term {
+            stage.write(fence("2")).await;
+            stage.look().unwrap();
+        }
+        stage.ledger(&[]).await;
+        assert_eq!(matches!(stage.look(), Err(Breach::FreeInUse(_))), found);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_block_that_does_not_rest_is_found() {
     let mut stage = Stage::new();
