@@ -28,6 +28,14 @@ debug: {{ .Values.debug.enabled | quote }}
 {{/* Keys that only agents read. */}}
 {{- define "basal.config.agent" -}}
 routing-mode: {{ .Values.routingMode | quote }}
+auto-direct-node-routes: {{ .Values.autoDirectNodeRoutes | quote }}
+direct-routing-skip-unreachable: {{ .Values.directRoutingSkipUnreachable | quote }}
+{{- with .Values.ipv4NativeRoutingCIDR }}
+ipv4-native-routing-cidr: {{ . | quote }}
+{{- end }}
+{{- with .Values.ipv6NativeRoutingCIDR }}
+ipv6-native-routing-cidr: {{ . | quote }}
+{{- end }}
 tunnel-protocol: {{ .Values.tunnelProtocol | quote }}
 tunnel-port: {{ .Values.tunnelPort | default 8472 | quote }}
 {{- with .Values.MTU }}

@@ -1,9 +1,12 @@
 //! The agent's keys: Cilium's names and defaults (cilium-config ConfigMap of 1.20), plus the few of our own.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use basal_crds::names::Cluster;
-use basal_datapath::plan::DEFAULT_TUNNEL_PORT;
+use basal_datapath::{
+    plan::DEFAULT_TUNNEL_PORT,
+    routing::{DirectRoutes, Routing, Tunnel},
+};
 use basal_ipam::{
     names::{NameError, NodeName},
     prefix::Family,
@@ -15,6 +18,7 @@ use basal_runtime::{
     config::{ConfigDirFlag, GoDuration},
     logging::LogFlags,
 };
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::identity::filter::{FilterError, LabelFilter};
 
@@ -79,7 +83,29 @@ pub struct NodeFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Datapath")]
 pub struct DatapathFlags {
-    /// MTU of the underlay, 1350 or more; 0 takes it from the node's device
+    /// How packets get to the pods of other nodes: in a tunnel (`tunnel`), or as they are (`native`)
+    #[arg(long, value_enum, default_value_t = RoutingMode::Tunnel, value_name = "MODE")]
+    pub routing_mode: RoutingMode,
+
+    /// With `routing-mode: native`, make routes to the pods of the nodes that share a link with this one
+    #[arg(long, default_value_t = false)]
+    pub auto_direct_node_routes: bool,
+
+    /// With `auto-direct-node-routes`, leave out nodes that share no link with this one instead of reporting them
+    #[arg(long, default_value_t = false)]
+    pub direct_routing_skip_unreachable: bool,
+
+    /// Network in which IPv4 addresses of pods are known: what pods send there keeps its source
+    ///
+    /// Without it, and with `routing-mode: native`, the blocks of the nodes are that network
+    #[arg(long, value_name = "CIDR")]
+    pub ipv4_native_routing_cidr: Option<Ipv4Net>,
+
+    /// The same for IPv6
+    #[arg(long, value_name = "CIDR")]
+    pub ipv6_native_routing_cidr: Option<Ipv6Net>,
+
+    /// MTU of the underlay, 1350 or more (1280 with `routing-mode: native`); 0 takes it from the node's device
     #[arg(long, default_value_t = 0)]
     pub mtu: u32,
 
@@ -108,6 +134,15 @@ pub struct DatapathFlags {
     /// Where the host's /proc is: kernel parameters are written below it
     #[arg(long, default_value = "/proc", value_name = "FOLDER")]
     pub procfs: PathBuf,
+}
+
+/// How packets get to the pods of other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RoutingMode {
+    /// In a tunnel
+    Tunnel,
+    /// As they are
+    Native,
 }
 
 /// Identities.
@@ -208,6 +243,21 @@ pub enum SettingsError {
         "mtu: {0} is too small: IPv6 needs 1280 bytes inside of a tunnel that takes up to 70; use 1350 or more, or 0"
     )]
     Mtu(u32),
+    /// The MTU without a tunnel.
+    #[error("mtu: {0} is too small: IPv6 needs 1280 bytes; use 1280 or more, or 0")]
+    NativeMtu(u32),
+    /// Routes that would lead past the tunnel.
+    #[error(
+        "auto-direct-node-routes: \"true\" would send packets past the tunnel of routing-mode: \"tunnel\"; set \
+         auto-direct-node-routes to \"false\", or routing-mode to \"native\""
+    )]
+    DirectRoutesInTunnel,
+    /// Nodes may be left out of something that is not done.
+    #[error(
+        "direct-routing-skip-unreachable: \"true\" is about the routes of auto-direct-node-routes, which is \"false\"; \
+         set direct-routing-skip-unreachable to \"false\", or auto-direct-node-routes to \"true\""
+    )]
+    NoRoutesToSkip,
 }
 
 /// A configuration that can be used.
@@ -223,8 +273,10 @@ pub struct Settings {
     pub ip_release_delay: Duration,
     /// MTU of the underlay; `None`: the device's.
     pub mtu: Option<u32>,
-    /// UDP port of the tunnel.
-    pub tunnel_port: u16,
+    /// How packets get to the pods of other nodes. What a tunnel runs over follows from the node's addresses.
+    pub routing: Routing,
+    /// Networks in which addresses of pods are known.
+    pub native_networks: BTreeSet<IpNet>,
     /// The datapath's keys.
     pub datapath: DatapathFlags,
     /// Which labels count.
@@ -258,16 +310,24 @@ impl AgentConfig {
             ),
         };
         let mtu = Some(self.datapath.mtu).filter(|mtu| *mtu != 0);
-        if let Some(mtu @ ..1350) = mtu {
-            return Err(SettingsError::Mtu(mtu));
+        let routing = self.datapath.routing()?;
+        match (mtu, routing) {
+            (Some(mtu @ ..1350), Routing::Tunnel(_)) => return Err(SettingsError::Mtu(mtu)),
+            (Some(mtu @ ..1280), Routing::Native(_)) => return Err(SettingsError::NativeMtu(mtu)),
+            _ => {}
         }
+        let networks = [
+            self.datapath.ipv4_native_routing_cidr.map(IpNet::V4),
+            self.datapath.ipv6_native_routing_cidr.map(IpNet::V6),
+        ];
         Ok(Settings {
             node,
             cluster,
             families,
             ip_release_delay: self.node.ip_release_delay.0,
             mtu,
-            tunnel_port: if self.datapath.tunnel_port == 0 { DEFAULT_TUNNEL_PORT } else { self.datapath.tunnel_port },
+            routing,
+            native_networks: networks.into_iter().flatten().map(|network| network.trunc()).collect(),
             datapath: self.datapath.clone(),
             filter: LabelFilter::new(file.as_deref(), &self.identity.labels)?,
             etcd,
@@ -283,6 +343,20 @@ impl AgentConfig {
         }
         let (mode, kvstore) = (mode.clone(), self.etcd.kvstore.clone());
         Err(SettingsError::IdentityMode { mode, kvstore, fitting, other })
+    }
+}
+
+impl DatapathFlags {
+    fn routing(&self) -> Result<Routing, SettingsError> {
+        let port = if self.tunnel_port == 0 { DEFAULT_TUNNEL_PORT } else { self.tunnel_port };
+        match (self.routing_mode, self.auto_direct_node_routes, self.direct_routing_skip_unreachable) {
+            (RoutingMode::Tunnel, true, _) => Err(SettingsError::DirectRoutesInTunnel),
+            (_, false, true) => Err(SettingsError::NoRoutesToSkip),
+            (RoutingMode::Tunnel, false, false) => Ok(Routing::Tunnel(Tunnel { port, ipv6: false })),
+            (RoutingMode::Native, false, false) => Ok(Routing::Native(DirectRoutes::None)),
+            (RoutingMode::Native, true, false) => Ok(Routing::Native(DirectRoutes::All)),
+            (RoutingMode::Native, true, true) => Ok(Routing::Native(DirectRoutes::SameLink)),
+        }
     }
 }
 
@@ -306,8 +380,37 @@ mod tests {
     #[test]
     fn defaults_are_usable() {
         let settings = settings(&[]).unwrap();
-        assert_eq!((settings.tunnel_port, settings.mtu, settings.families.len()), (8472, None, 2));
+        assert_eq!((settings.mtu, settings.families.len()), (None, 2));
+        assert_eq!(settings.routing, Routing::Tunnel(Tunnel { port: 8472, ipv6: false }));
         assert!(settings.datapath.enable_host_legacy_routing);
+    }
+
+    #[test]
+    fn routing_is_one_of_four() {
+        let native = ["--routing-mode=native", "--auto-direct-node-routes", "--direct-routing-skip-unreachable=true"];
+        for (arguments, routing) in [
+            (&["--tunnel-port=4789"][..], Routing::Tunnel(Tunnel { port: 4789, ipv6: false })),
+            (&native[..1], Routing::Native(DirectRoutes::None)),
+            (&native[..2], Routing::Native(DirectRoutes::All)),
+            (&native[..3], Routing::Native(DirectRoutes::SameLink)),
+        ] {
+            assert_eq!(settings(arguments).unwrap().routing, routing, "{arguments:?}");
+        }
+        let networks = ["--ipv4-native-routing-cidr=10.0.0.7/8", "--ipv6-native-routing-cidr=fd00::/16"];
+        let expected = BTreeSet::from(["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()]);
+        assert_eq!(settings(&networks).unwrap().native_networks, expected);
+        assert_eq!(settings(&["--routing-mode=native", "--mtu=1280"]).unwrap().mtu, Some(1280));
+    }
+
+    #[test]
+    fn a_value_that_is_none_is_named() {
+        for (argument, key) in [
+            ("--routing-mode=disabled", "routing-mode"),
+            ("--ipv4-native-routing-cidr=fd00::/16", "ipv4-native-routing-cidr"),
+        ] {
+            let Err(error) = load::<AgentConfig>(&sources(&[argument], &[]), REFUSALS) else { panic!("it starts") };
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 
     #[test]
@@ -336,7 +439,13 @@ mod tests {
                 &["--kvstore=etcd", "--identity-allocation-mode=doublewrite-readcrd"],
                 "set identity-allocation-mode to \"kvstore\", or kvstore to \"\"",
             ),
-            (&["--mtu=1000"], "mtu"),
+            (&["--mtu=1000"], "use 1350 or more"),
+            (&["--routing-mode=native", "--mtu=1000"], "use 1280 or more"),
+            (&["--auto-direct-node-routes=true"], "auto-direct-node-routes: \"true\" would send"),
+            (
+                &["--routing-mode=native", "--direct-routing-skip-unreachable=true"],
+                "direct-routing-skip-unreachable: \"true\" is about",
+            ),
             (&["--labels=k8s:("], "labels"),
         ] {
             let message = settings(arguments).unwrap_err().to_string();

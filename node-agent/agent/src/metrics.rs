@@ -31,6 +31,7 @@ pub struct KindLabel {
 pub struct DatapathMetrics {
     ops: Family<OpLabels, Counter>,
     drift: Family<KindLabel, Counter>,
+    without_route: Gauge,
 }
 
 impl DatapathMetrics {
@@ -42,6 +43,11 @@ impl DatapathMetrics {
             Outcome::Unknown(_) => "unknown",
         };
         self.ops.get_or_create(&OpLabels { kind: op.kind(), outcome }).inc();
+    }
+
+    /// So many nodes should have a route to their pods and cannot.
+    pub fn without_route(&self, nodes: usize) {
+        self.without_route.set(i64::try_from(nodes).unwrap_or(i64::MAX));
     }
 
     /// Counts what a comparison on the timer found.
@@ -150,6 +156,11 @@ impl AgentMetrics {
             "datapath_drift",
             "Changes that a comparison on the timer found and mended",
             metrics.datapath.drift.clone(),
+        );
+        registry.register(
+            "nodes_without_route",
+            "Other nodes that auto-direct-node-routes can make no route to, because a router is between",
+            metrics.datapath.without_route.clone(),
         );
         registry.register("endpoint", "Endpoints on this node", metrics.endpoints.clone());
         registry.register("ip_addresses", "Addresses in use on this node", metrics.addresses.clone());

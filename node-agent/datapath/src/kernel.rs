@@ -50,6 +50,9 @@ pub struct Observed {
     pub state: NodeState,
     /// Every device of the namespace.
     pub devices: BTreeMap<IfName, Device>,
+    /// The networks that devices other than ours are on, by the main table: the device on whose link a network is, or
+    /// none for a part of such a network that the table has elsewhere, behind a router or nowhere.
+    pub networks: BTreeMap<IpNet, Option<IfName>>,
 }
 
 /// A device as it was found, ours or not.
@@ -86,6 +89,13 @@ impl Observed {
     #[must_use]
     pub fn device_with(&self, ip: IpAddr) -> Option<(&IfName, &Device)> {
         self.devices.iter().find(|(_, device)| device.addresses.iter().any(|net| net.addr() == ip))
+    }
+
+    /// The device on whose link an address is; none for one that is reached by way of a router, or not at all.
+    #[must_use]
+    pub fn link_to(&self, ip: IpAddr) -> Option<&IfName> {
+        let containing = self.networks.iter().filter(|(network, _)| network.contains(&ip));
+        containing.max_by_key(|(network, _)| network.prefix_len())?.1.as_ref()
     }
 }
 

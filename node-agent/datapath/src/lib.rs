@@ -16,5 +16,6 @@ pub mod nft;
 pub mod op;
 pub mod plan;
 pub mod program;
+pub mod routing;
 pub mod rows;
 pub mod state;

@@ -1,4 +1,5 @@
-//! The nftables table of the node: masquerading and keeping tunnel packets out of connection tracking.
+//! The nftables table of the node: masquerading, keeping tunnel packets out of connection tracking, and answering for
+//! addresses that nobody has.
 //!
 //! Rules are held in nft's own JSON (libnftables-json(5)), in the form in which `nft -j list` prints them, so that a
 //! rule that somebody changed or removed shows as a difference. What varies sits in named sets.
@@ -8,6 +9,7 @@ use std::{
     net::IpAddr,
 };
 
+use basal_maps::mark;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -57,8 +59,12 @@ pub struct NftPlan {
     pub local_cidrs: BTreeSet<IpNet>,
     /// The router addresses of this node.
     pub routers: Vec<IpAddr>,
-    /// UDP port of the tunnel.
-    pub tunnel_port: u16,
+    /// UDP port of the tunnel; `None` in native routing.
+    pub tunnel_port: Option<u16>,
+    /// What pods send to these keeps its source.
+    pub native_networks: BTreeSet<IpNet>,
+    /// Pod CIDRs of other nodes: in native routing they stand for a family without a native network.
+    pub remote_cidrs: BTreeSet<IpNet>,
     /// Masquerade IPv4 from pods to the outside.
     pub masquerade_ipv4: bool,
     /// Masquerade IPv6 from pods to the outside.
@@ -68,10 +74,11 @@ pub struct NftPlan {
 impl NftPlan {
     /// The table.
     ///
-    /// - `raw_prerouting`, `raw_output`: tunnel packets are not tracked.
-    /// - `postrouting`: what a pod sends over a device that is not ours takes that device's address; what enters
-    ///   `cilium_host` for another node's pods from an address that is not a local pod's (the node's own, or a client's that kube-proxy
-    ///   translated) takes the router address, because the reply must come back through the tunnel.
+    /// - `raw_prerouting`, `raw_output`: tunnel packets are not tracked. In native routing: the sender of a packet that
+    ///   comes back from `cilium_host`, because no pod has its destination, is told.
+    /// - `postrouting`: what a pod sends over a device that is not ours takes that device's address, unless it goes to a
+    ///   native network; what enters `cilium_host` for another node's pods from an address that is not a local pod's (the node's own,
+    ///   or a client's that kube-proxy translated) takes the router address, because the reply must come back through the tunnel.
     #[must_use]
     pub fn table(&self) -> NftTable {
         let mut sets = BTreeMap::new();
@@ -79,42 +86,80 @@ impl NftPlan {
         for (v6, masquerade) in [(false, self.masquerade_ipv4), (true, self.masquerade_ipv6)] {
             let router = self.routers.iter().find(|ip| ip.is_ipv6() == v6);
             let Some(router) = router else { continue };
-            let (ip, element_type, name) =
-                if v6 { ("ip6", "ipv6_addr", "local_pods6") } else { ("ip", "ipv4_addr", "local_pods4") };
-            let elements = self.local_cidrs.iter().filter(|net| net.addr().is_ipv6() == v6).copied().collect();
-            sets.insert(name.to_owned(), NftSet { element_type: element_type.to_owned(), elements });
+            let (ip, element_type, [local_pods, native]) = if v6 {
+                ("ip6", "ipv6_addr", ["local_pods6", "native6"])
+            } else {
+                ("ip", "ipv4_addr", ["local_pods4", "native4"])
+            };
+            let mut set = |name: &str, elements| {
+                sets.insert(name.to_owned(), NftSet { element_type: element_type.to_owned(), elements });
+            };
+            set(local_pods, of_family(&self.local_cidrs, v6).collect());
 
-            let local_pods = format!("@{name}");
-            let address = |field: &str, op: &str| matches(op, payload(ip, field), json!(local_pods));
+            let address = |field: &str, op: &str, set: &str| matches(op, payload(ip, field), json!(format!("@{set}")));
+            let device = |op: &str, name: &str| matches(op, meta("oifname"), json!(name));
             if masquerade {
+                let mut rule = vec![address("saddr", "==", local_pods)];
+                if let Some(elements) = self.keeps_source(v6) {
+                    set(native, elements);
+                    rule.push(address("daddr", "!=", native));
+                }
+                rule.extend([device("!=", OUR_DEVICES), json!({"masquerade": null})]);
+                postrouting.push(json!(rule));
+            }
+            if self.tunnel_port.is_some() {
                 postrouting.push(json!([
-                    address("saddr", "=="),
-                    matches("!=", json!({"meta": {"key": "oifname"}}), json!(OUR_DEVICES)),
-                    {"masquerade": null},
+                    device("==", HOST_DEVICE),
+                    address("saddr", "!=", local_pods),
+                    address("daddr", "!=", local_pods),
+                    {"snat": {"family": ip, "addr": router}},
                 ]));
             }
-            postrouting.push(json!([
-                matches("==", json!({"meta": {"key": "oifname"}}), json!(HOST_DEVICE)),
-                address("saddr", "!="),
-                address("daddr", "!="),
-                {"snat": {"family": ip, "addr": router}},
-            ]));
         }
 
-        let untracked = json!([matches("==", payload("udp", "dport"), json!(self.tunnel_port)), {"notrack": null}]);
         let chain = |kind: &str, hook: &str, priority, rules| NftChain {
             kind: kind.to_owned(),
             hook: hook.to_owned(),
             priority,
             rules,
         };
-        let chains = BTreeMap::from([
-            ("postrouting".to_owned(), chain("nat", "postrouting", 100, postrouting)),
-            ("raw_output".to_owned(), chain("filter", "output", -300, vec![untracked.clone()])),
-            ("raw_prerouting".to_owned(), chain("filter", "prerouting", -300, vec![untracked])),
-        ]);
+        let mut chains = BTreeMap::from([("postrouting".to_owned(), chain("nat", "postrouting", 100, postrouting))]);
+        let received = match self.tunnel_port {
+            Some(port) => {
+                let untracked = json!([matches("==", payload("udp", "dport"), json!(port)), {"notrack": null}]);
+                chains.insert("raw_output".to_owned(), chain("filter", "output", -300, vec![untracked.clone()]));
+                untracked
+            }
+            None => json!([
+                matches("==", meta("iifname"), json!(HOST_DEVICE)),
+                matches("==", json!({"&": [meta("mark"), mark::MAGIC_MASK]}), json!(mark::MAGIC_UNREACHABLE)),
+                {"reject": {"type": "icmpx", "expr": "host-unreachable"}},
+            ]),
+        };
+        chains.insert("raw_prerouting".to_owned(), chain("filter", "prerouting", -300, vec![received]));
         NftTable { sets, chains }
     }
+
+    /// Where pods' packets of a family keep their source beside our own devices; `None` where no rule has to ask. A set
+    /// takes no networks that overlap.
+    fn keeps_source(&self, v6: bool) -> Option<BTreeSet<IpNet>> {
+        let mut networks: Vec<IpNet> = of_family(&self.native_networks, v6).collect();
+        if networks.is_empty() {
+            if self.tunnel_port.is_some() {
+                return None;
+            }
+            networks.extend(of_family(&self.remote_cidrs, v6));
+        }
+        Some(IpNet::aggregate(&networks).into_iter().collect())
+    }
+}
+
+fn of_family(networks: &BTreeSet<IpNet>, v6: bool) -> impl Iterator<Item = IpNet> {
+    networks.iter().filter(move |network| network.addr().is_ipv6() == v6).map(IpNet::trunc)
+}
+
+fn meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
 }
 
 fn payload(protocol: &str, field: &str) -> Value {
@@ -209,10 +254,16 @@ mod tests {
         NftPlan {
             local_cidrs: BTreeSet::from(["10.0.1.0/24".parse().unwrap(), "fd00:0:1::/64".parse().unwrap()]),
             routers: vec!["10.0.1.1".parse().unwrap(), "fd00:0:1::1".parse().unwrap()],
-            tunnel_port: 8472,
+            tunnel_port: Some(8472),
+            native_networks: BTreeSet::new(),
+            remote_cidrs: BTreeSet::from(["10.0.2.0/24".parse().unwrap(), "10.0.2.128/25".parse().unwrap()]),
             masquerade_ipv4: true,
             masquerade_ipv6: false,
         }
+    }
+
+    fn native() -> NftPlan {
+        NftPlan { tunnel_port: None, masquerade_ipv6: true, ..plan() }
     }
 
     #[test]
@@ -232,12 +283,36 @@ mod tests {
     }
 
     #[test]
+    fn without_a_tunnel_packets_to_pods_of_other_nodes_keep_their_source() {
+        let table = native().table();
+        let [four, six] = ["native4", "native6"].map(|set| &table.sets[set].elements);
+        assert_eq!(*four, BTreeSet::from(["10.0.2.0/24".parse().unwrap()]), "no element within another");
+        assert_eq!(*six, BTreeSet::new(), "no block of the family is known");
+        let rules = &table.chains["postrouting"].rules;
+        assert_eq!(rules.len(), 2, "nothing has to come back by a tunnel");
+        assert!(rules.iter().all(|rule| rule.to_string().contains("@native")), "{rules:?}");
+        assert!(!table.chains.contains_key("raw_output"));
+        assert!(table.chains["raw_prerouting"].rules[0].to_string().contains("reject"));
+    }
+
+    #[test]
+    fn a_native_network_stands_for_blocks_and_holds_in_a_tunnel_too() {
+        let networks = BTreeSet::from(["10.0.0.0/8".parse().unwrap()]);
+        let table = NftPlan { native_networks: networks.clone(), ..native() }.table();
+        assert_eq!(table.sets["native4"].elements, networks);
+        let tunnel = NftPlan { native_networks: networks.clone(), ..plan() }.table();
+        assert_eq!(tunnel.sets["native4"].elements, networks);
+        assert!(!plan().table().sets.contains_key("native4"));
+    }
+
+    #[test]
     fn a_listing_reads_back_as_the_table() {
-        let table = plan().table();
-        // The transaction has the same objects as a listing, wrapped in commands.
-        let commands = table.replacing(TABLE);
-        let objects: Vec<Value> =
-            commands["nftables"].as_array().unwrap().iter().filter_map(|c| c.get("add")).cloned().collect();
-        assert_eq!(NftTable::from_listing(&json!({"nftables": objects})), table);
+        for table in [plan().table(), native().table()] {
+            // The transaction has the same objects as a listing, wrapped in commands.
+            let commands = table.replacing(TABLE);
+            let objects: Vec<Value> =
+                commands["nftables"].as_array().unwrap().iter().filter_map(|c| c.get("add")).cloned().collect();
+            assert_eq!(NftTable::from_listing(&json!({"nftables": objects})), table);
+        }
     }
 }

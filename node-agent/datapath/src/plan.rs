@@ -7,7 +7,7 @@ use std::{
 
 use basal_maps::{
     addr::{Mac64, NetIp},
-    config::{Config, FLAG_LEGACY_ROUTING, FLAG_SPLIT_WORLD},
+    config::{Config, FLAG_LEGACY_ROUTING, FLAG_NATIVE_ROUTING, FLAG_SPLIT_WORLD},
     endpoint::EndpointInfo,
     identity,
 };
@@ -19,6 +19,7 @@ use crate::{
     names::IfName,
     nft::{self, NftPlan},
     program::ProgramHash,
+    routing::{Routing, Tunnel},
     rows,
     state::{Address, Hook, Link, LinkKind, NodeState, PodSide, Route, RouteKey, Symbol, SysctlKey},
 };
@@ -45,10 +46,11 @@ pub struct NodePlan {
     pub node_ips: BTreeSet<IpAddr>,
     /// MTU of the devices in bytes: the smallest of the node's network devices.
     pub device_mtu: u32,
-    /// The tunnel runs over IPv6.
-    pub underlay_ipv6: bool,
-    /// UDP port of the tunnel.
-    pub tunnel_port: u16,
+    /// How packets get to the pods of other nodes.
+    pub routing: Routing,
+    /// What pods send to these keeps its source: networks in which their addresses are known. In native routing a family
+    /// without one has the blocks of the other nodes in its place.
+    pub native_networks: BTreeSet<IpNet>,
     /// The other nodes by name.
     pub remote_nodes: BTreeMap<String, RemoteNode>,
     /// This node's pods by endpoint id.
@@ -95,8 +97,10 @@ impl Routers {
 pub struct RemoteNode {
     /// Its id in `cilium_node_map_v2`.
     pub node_id: u16,
-    /// Where its tunnel packets go.
-    pub tunnel_endpoint: IpAddr,
+    /// Where its tunnel packets go; none without a tunnel.
+    pub tunnel_endpoint: Option<IpAddr>,
+    /// The addresses that routes to its pods lead by, one of a family at most.
+    pub next_hops: Vec<IpAddr>,
     /// Its pod CIDRs.
     pub pod_cidrs: BTreeSet<IpNet>,
     /// Its own addresses.
@@ -135,16 +139,21 @@ impl NodePlan {
     }
 
     fn tunnel_overhead(&self) -> u32 {
-        if self.underlay_ipv6 { TUNNEL_OVERHEAD_IPV6 } else { TUNNEL_OVERHEAD_IPV4 }
+        match self.routing {
+            Routing::Tunnel(Tunnel { ipv6: true, .. }) => TUNNEL_OVERHEAD_IPV6,
+            Routing::Tunnel(Tunnel { ipv6: false, .. }) => TUNNEL_OVERHEAD_IPV4,
+            Routing::Native(_) => 0,
+        }
     }
 
     /// Why pods of different nodes cannot do with the MTU, and the way out: IPv6 has a least one, in the tunnel too.
     #[must_use]
     pub fn mtu_problem(&self) -> Option<String> {
         let (mtu, least) = (self.device_mtu, IPV6_LEAST_MTU + self.tunnel_overhead());
+        let place = if self.routing.tunnel().is_some() { " in the tunnel, which" } else { ", which" };
         (self.routers.v6.is_some() && mtu < least).then(|| {
             format!(
-                "MTU {mtu} is too small for IPv6 in the tunnel, which needs {least}: raise that of the node's device or \
+                "MTU {mtu} is too small for IPv6{place} needs {least}: raise that of the node's device or \
                  the key mtu, or set enable-ipv6 to \"false\""
             )
         })
@@ -156,14 +165,16 @@ impl NodePlan {
     pub fn desired(&self, observed: &Observed) -> NodeState {
         let mut state = NodeState::default();
         self.devices(&mut state);
-        self.routes(&mut state);
+        self.routes(observed, &mut state);
         self.rows(&mut state);
         self.endpoints(observed, &mut state);
         self.programs(observed, &mut state);
         let nft = NftPlan {
             local_cidrs: self.local_cidrs.clone(),
             routers: self.routers.addresses().collect(),
-            tunnel_port: self.tunnel_port,
+            tunnel_port: self.routing.tunnel().map(|tunnel| tunnel.port),
+            native_networks: self.native_networks.clone(),
+            remote_cidrs: self.remote_nodes.values().flat_map(|node| &node.pod_cidrs).copied().collect(),
             masquerade_ipv4: self.masquerade_ipv4,
             masquerade_ipv6: self.masquerade_ipv6,
         };
@@ -179,11 +190,15 @@ impl NodePlan {
     }
 
     fn devices(&self, state: &mut NodeState) {
-        let (host, net, vxlan) = (IfName::host(), IfName::net(), IfName::vxlan());
+        let (host, net) = (IfName::host(), IfName::net());
         let link = |kind, arp| Link { kind, mtu: self.device_mtu, up: true, arp };
         state.links.insert(host.clone(), link(LinkKind::Veth { peer: net.clone() }, false));
         state.links.insert(net.clone(), link(LinkKind::Veth { peer: host.clone() }, false));
-        state.links.insert(vxlan.clone(), link(LinkKind::Vxlan { port: self.tunnel_port }, true));
+        let mut devices = vec![host.clone(), net];
+        if let Some(Tunnel { port, .. }) = self.routing.tunnel() {
+            state.links.insert(IfName::vxlan(), link(LinkKind::Vxlan { port }, true));
+            devices.push(IfName::vxlan());
+        }
         for ip in self.own_ips() {
             state.addresses.insert(Address { link: host.clone(), net: ip.into() });
         }
@@ -197,7 +212,7 @@ impl NodePlan {
             set(SysctlKey::global("net/ipv6/conf/all/disable_ipv6"), "0");
             set(SysctlKey::global("net/ipv6/conf/all/forwarding"), "1");
         }
-        for device in [&host, &net, &vxlan] {
+        for device in &devices {
             for (name, value) in DEVICE_SYSCTLS_IPV4 {
                 set(SysctlKey::device("ipv4", device, name), value);
             }
@@ -207,7 +222,7 @@ impl NodePlan {
         }
     }
 
-    fn routes(&self, state: &mut NodeState) {
+    fn routes(&self, observed: &Observed, state: &mut NodeState) {
         let host = IfName::host();
         if let Some(router) = self.routers.v4 {
             // The kernel takes a gateway only when a more specific route of narrower scope leads to it.
@@ -215,14 +230,15 @@ impl NodePlan {
             state.routes.insert(key, Route::default());
         }
         let local = self.local_cidrs.iter().map(|cidr| (cidr, None));
-        let remote =
-            self.remote_nodes.values().flat_map(|node| &node.pod_cidrs).map(|cidr| (cidr, Some(self.route_mtu())));
+        let tunneled = self.remote_nodes.values().filter(|_| self.routing.tunnel().is_some());
+        let remote = tunneled.flat_map(|node| &node.pod_cidrs).map(|cidr| (cidr, Some(self.route_mtu())));
         for (cidr, mtu) in local.chain(remote) {
             let Some(router) = self.routers.for_family_of(cidr.addr()) else { continue };
             // IPv6 refuses one of the node's own addresses as gateway.
             let route = Route { gateway: Some(router).filter(IpAddr::is_ipv4), source: Some(router), mtu };
             state.routes.insert(RouteKey { destination: cidr.trunc(), link: host.clone() }, route);
         }
+        state.routes.extend(self.direct_routes(observed));
     }
 
     fn rows(&self, state: &mut NodeState) {
@@ -235,21 +251,26 @@ impl NodePlan {
             let family = basal_maps::addr::family_of(router);
             put(rows::ipcache(everything, identity::world(family, self.dual_stack), None));
         }
+        let tunnel_to = |endpoint: Option<IpAddr>| endpoint.filter(|_| self.routing.tunnel().is_some());
         for node in self.remote_nodes.values() {
-            for cidr in &node.pod_cidrs {
-                put(rows::ipcache(*cidr, identity::WORLD, Some(node.tunnel_endpoint)));
-                put(rows::tunnel(*cidr, node.tunnel_endpoint, node.node_id));
+            let tunnel_endpoint = tunnel_to(node.tunnel_endpoint);
+            // Without a tunnel there is nothing to say of a block: addresses in it that nobody told about are the world's.
+            if let Some(endpoint) = tunnel_endpoint {
+                for cidr in &node.pod_cidrs {
+                    put(rows::ipcache(*cidr, identity::WORLD, tunnel_endpoint));
+                    put(rows::tunnel(*cidr, endpoint, node.node_id));
+                }
             }
             for ip in &node.node_ips {
                 put(rows::ipcache((*ip).into(), node.identity, None));
                 put(rows::node(*ip, node.node_id));
             }
             for ip in &node.router_ips {
-                put(rows::ipcache((*ip).into(), node.identity, Some(node.tunnel_endpoint)));
+                put(rows::ipcache((*ip).into(), node.identity, tunnel_endpoint));
             }
         }
         for (cidr, peer) in &self.peers {
-            put(rows::ipcache(*cidr, peer.identity, peer.tunnel_endpoint));
+            put(rows::ipcache(*cidr, peer.identity, tunnel_to(peer.tunnel_endpoint)));
         }
         for endpoint in self.endpoints.values() {
             for address in &endpoint.pod.addresses {
@@ -289,29 +310,37 @@ impl NodePlan {
     }
 
     fn programs(&self, observed: &Observed, state: &mut NodeState) {
-        let vxlan = IfName::vxlan();
         let usable = |name: &IfName| match (state.links.get(name), observed.state.links.get(name)) {
             (Some(wanted), Some(found)) => wanted.kind.fits(&found.kind),
             _ => false,
         };
-        let Some(device) = observed.devices.get(&vxlan).filter(|_| usable(&vxlan)) else { return };
+        let vxlan = IfName::vxlan();
+        let (tunnel_port, vxlan_ifindex) = match self.routing {
+            Routing::Native(_) => (0, 0),
+            Routing::Tunnel(tunnel) => match observed.devices.get(&vxlan).filter(|_| usable(&vxlan)) {
+                Some(device) => (tunnel.port, device.index),
+                None => return,
+            },
+        };
+        let flag = |on, flag| if on { flag } else { 0 };
         let config = Config {
             router_ipv4: self.routers.v4.map_or(NetIp::UNSPECIFIED, |ip| NetIp::v4(ip.octets())),
             router_ipv6: self.routers.v6.map_or(NetIp::UNSPECIFIED, |ip| NetIp::v6(ip.octets())),
-            vxlan_ifindex: device.index,
+            vxlan_ifindex,
             route_mtu: self.route_mtu(),
-            tunnel_port: u32::from(self.tunnel_port),
-            flags: if self.legacy_routing { FLAG_LEGACY_ROUTING } else { 0 }
-                | if self.dual_stack { FLAG_SPLIT_WORLD } else { 0 },
+            tunnel_port: u32::from(tunnel_port),
+            flags: flag(self.legacy_routing, FLAG_LEGACY_ROUTING)
+                | flag(self.dual_stack, FLAG_SPLIT_WORLD)
+                | flag(matches!(self.routing, Routing::Native(_)), FLAG_NATIVE_ROUTING),
         };
         let hash = ProgramHash::of(&config);
-        for (link, symbol) in [
-            (IfName::host(), Symbol::FromHost),
-            (IfName::host(), Symbol::ToHost),
-            (IfName::net(), Symbol::ToHost),
-            (vxlan, Symbol::FromOverlay),
-            (IfName::vxlan(), Symbol::ToOverlay),
-        ] {
+        let of_tunnel = [(vxlan.clone(), Symbol::FromOverlay), (vxlan, Symbol::ToOverlay)];
+        let of_tunnel = of_tunnel.into_iter().filter(|_| self.routing.tunnel().is_some());
+        for (link, symbol) in
+            [(IfName::host(), Symbol::FromHost), (IfName::host(), Symbol::ToHost), (IfName::net(), Symbol::ToHost)]
+                .into_iter()
+                .chain(of_tunnel)
+        {
             state.hooks.insert(Hook::Device { link, symbol }, hash);
         }
         for (id, endpoint) in self.endpoints.iter().filter(|(_, endpoint)| usable(&endpoint.link)) {
@@ -329,19 +358,23 @@ pub const DEVICE_SYSCTLS_IPV4: [(&str, &str); 4] =
     [("accept_local", "1"), ("forwarding", "1"), ("rp_filter", "0"), ("send_redirects", "0")];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::{diff::diff, kernel::Device, rows::MapId, state::PodAddress};
+    use crate::{diff::diff, kernel::Device, routing::DirectRoutes, rows::MapId, state::PodAddress};
 
-    fn ip(text: &str) -> IpAddr {
+    pub(crate) fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
-    fn net(text: &str) -> IpNet {
+    pub(crate) fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
-    fn plan() -> NodePlan {
+    fn tunnel(ipv6: bool) -> Routing {
+        Routing::Tunnel(Tunnel { port: DEFAULT_TUNNEL_PORT, ipv6 })
+    }
+
+    pub(crate) fn plan() -> NodePlan {
         let pod = PodSide {
             netns: "/run/netns/pod".into(),
             name: IfName::new("eth0").unwrap(),
@@ -353,7 +386,8 @@ mod tests {
         let link = IfName::new("lxc0123456789ab").unwrap();
         let remote = RemoteNode {
             node_id: 3,
-            tunnel_endpoint: ip("192.168.0.2"),
+            tunnel_endpoint: Some(ip("192.168.0.2")),
+            next_hops: vec![ip("192.168.0.2")],
             pod_cidrs: [net("10.0.2.0/24"), net("fd00:0:2::/64")].into(),
             node_ips: [ip("192.168.0.2")].into(),
             router_ips: [ip("10.0.2.1")].into(),
@@ -365,8 +399,8 @@ mod tests {
             local_cidrs: [net("10.0.1.0/24"), net("fd00:0:1::/64")].into(),
             node_ips: [ip("192.168.0.1")].into(),
             device_mtu: 1500,
-            underlay_ipv6: false,
-            tunnel_port: DEFAULT_TUNNEL_PORT,
+            routing: tunnel(false),
+            native_networks: BTreeSet::new(),
             remote_nodes: [("worker-2".to_owned(), remote)].into(),
             endpoints: [(7, Endpoint { link, pod, identity: 4321 })].into(),
             peers: BTreeMap::new(),
@@ -377,10 +411,10 @@ mod tests {
         }
     }
 
-    fn observed(state: NodeState) -> Observed {
+    pub(crate) fn observed(state: NodeState) -> Observed {
         let device = |index| Device { index, ..Device::default() };
         let devices = state.links.keys().cloned().zip((10..).map(device)).collect();
-        Observed { state, devices }
+        Observed { state, devices, ..Observed::default() }
     }
 
     #[test]
@@ -406,16 +440,19 @@ mod tests {
         assert_eq!(route("10.0.1.0/24"), Route { gateway: Some(v4), source: Some(v4), mtu: None });
         assert_eq!(route("10.0.2.0/24"), Route { gateway: Some(v4), source: Some(v4), mtu: Some(1450) });
         assert_eq!(route("fd00:0:2::/64"), Route { gateway: None, source: Some(v6), mtu: Some(1450) });
-        assert_eq!(NodePlan { underlay_ipv6: true, ..plan() }.route_mtu(), 1430);
+        assert_eq!(NodePlan { routing: tunnel(true), ..plan() }.route_mtu(), 1430);
     }
 
     #[test]
     fn an_mtu_that_ipv6_cannot_do_with_is_told() {
-        let with = |device_mtu, underlay_ipv6| NodePlan { device_mtu, underlay_ipv6, ..plan() };
+        let with = |device_mtu, ipv6| NodePlan { device_mtu, routing: tunnel(ipv6), ..plan() };
         assert_eq!(with(1330, false).mtu_problem(), None);
         assert!(with(1329, false).mtu_problem().unwrap().contains("needs 1330"));
         assert_eq!(with(1350, true).mtu_problem(), None);
         assert!(with(1349, true).mtu_problem().unwrap().contains("needs 1350"));
+        let native = |device_mtu| NodePlan { device_mtu, routing: Routing::Native(DirectRoutes::None), ..plan() };
+        assert_eq!(native(1280).mtu_problem(), None);
+        assert!(native(1279).mtu_problem().unwrap().contains("IPv6, which needs 1280"));
         let ipv4 = Routers { v6: None, ..plan().routers };
         assert_eq!(NodePlan { routers: ipv4, ..with(1000, false) }.mtu_problem(), None);
     }

@@ -169,7 +169,7 @@ pub struct RouteKey {
 }
 
 /// The rest of a route. All of ours are unicast routes in the main table, `proto kernel`, so that network managers leave
-/// them alone.
+/// them alone. Those over devices that are not ours have a next hop and [`DIRECT_METRIC`]: nobody else's have all three.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
     /// Next hop; a route without one has scope link.
@@ -179,6 +179,10 @@ pub struct Route {
     /// MTU in bytes, when the route has one of its own.
     pub mtu: Option<u32>,
 }
+
+/// Metric of our routes over devices that are not ours: "ba". It tells them from the kernel's and from those of others,
+/// which are therefore never replaced or removed, and one of those for the same destination goes first.
+pub const DIRECT_METRIC: u32 = 0x6261;
 
 /// A place where a program runs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

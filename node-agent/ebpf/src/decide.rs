@@ -13,6 +13,13 @@
 //! takes the direct path only when its protocol shows that kube-proxy translates no packet of its flow: anything but
 //! TCP, UDP and SCTP, ICMP errors (which quote translated packets) and fragments.
 //!
+//! Without a tunnel (native routing) the stack routes what goes to other nodes, and what comes from them reaches
+//! `cil_from_host` unmarked:
+//!
+//! ```text
+//! pod → cil_from_container → stack → the node's device → other node → stack → cilium_host → cil_from_host → …
+//! ```
+//!
 //! A hop is counted once: by the stack where the stack routes, by the delivery on the direct path.
 
 use basal_maps::{
@@ -64,6 +71,8 @@ pub enum Verdict<'a> {
         /// The source's identity.
         identity: u32,
     },
+    /// Nobody has the address. Goes back to the stack, which tells the sender.
+    Unreachable,
     /// Is dropped.
     Drop(Reason),
 }
@@ -133,7 +142,7 @@ pub fn from_container<'a>(
         return Verdict::Drop(Reason::INVALID_DESTINATION_MAC);
     }
     // A tunnel packet of a pod's own would let it claim any identity.
-    let to_tunnel_port = u32::from(transport.destination_port()) == config.tunnel_port;
+    let to_tunnel_port = !config.native_routing() && u32::from(transport.destination_port()) == config.tunnel_port;
     if packet.protocol == protocol::UDP && !packet.later_fragment && to_tunnel_port {
         return Verdict::Drop(Reason::ENCAPSULATION_PROHIBITED);
     }
@@ -169,6 +178,10 @@ pub fn from_host<'a>(tables: &'a impl Tables, config: &Config, skb_mark: u32, pa
         None => match place(tables, packet) {
             Place::Node(to) => Verdict::Encapsulate { to, identity },
             Place::NoEndpoint => Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT),
+            // One that the stack was to answer and sent here again must not go round.
+            Place::Elsewhere if config.native_routing() && mark::magic(skb_mark) != mark::MAGIC_UNREACHABLE => {
+                Verdict::Unreachable
+            }
             Place::Elsewhere => Verdict::Drop(Reason::UNROUTABLE),
         },
     }
@@ -203,12 +216,19 @@ pub fn from_overlay<'a>(
     }
 }
 
-/// The identity of a source that no program has marked. Only a mark may claim a pod's identity: a packet that comes from
-/// outside with a pod's address is from the world.
+/// The identity of a source that no program has marked. Only a mark may claim the identity of a pod of this node, and
+/// with a tunnel that of any pod: a packet that comes from outside with a pod's address is from the world. Without a
+/// tunnel nothing but its address tells which pod of another node sent a packet.
 #[inline(always)]
 fn unmarked_source(tables: &impl Tables, config: &Config, packet: &Packet) -> u32 {
     match tables.ipcache(&IpPrefix::new(packet.source, packet.family)) {
         Some(row) if row.sec_identity == identity::HOST || identity::is_remote_node(row.sec_identity) => {
+            row.sec_identity
+        }
+        Some(row)
+            if config.native_routing()
+                && tables.endpoint(&EndpointKey::new(packet.source, packet.family)).is_none() =>
+        {
             row.sec_identity
         }
         _ => identity::world(packet.family, config.split_world()),

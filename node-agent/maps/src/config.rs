@@ -12,6 +12,8 @@ pub const SYMBOL: &str = "BASAL_CONFIG";
 pub const FLAG_LEGACY_ROUTING: u32 = 1;
 /// The cluster has both families, so world is two identities (9 and 10) rather than one (2).
 pub const FLAG_SPLIT_WORLD: u32 = 2;
+/// There is no tunnel: packets travel between nodes as pods sent them (Cilium's `routing-mode: native`).
+pub const FLAG_NATIVE_ROUTING: u32 = 4;
 
 /// Load-time constants of all programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -21,11 +23,11 @@ pub struct Config {
     pub router_ipv4: NetIp,
     /// The pods' IPv6 gateway; unspecified without IPv6.
     pub router_ipv6: NetIp,
-    /// Interface index of `cilium_vxlan`.
+    /// Interface index of `cilium_vxlan`; 0 without a tunnel.
     pub vxlan_ifindex: u32,
-    /// Largest IP packet that fits into the tunnel, in bytes.
+    /// Largest IP packet that reaches other nodes whole, in bytes: one that fits into the tunnel where there is one.
     pub route_mtu: u32,
-    /// UDP port of the tunnel, host order.
+    /// UDP port of the tunnel, host order; 0 without one.
     pub tunnel_port: u32,
     /// `FLAG_…`.
     pub flags: u32,
@@ -54,6 +56,13 @@ impl Config {
     #[inline(always)]
     pub const fn split_world(&self) -> bool {
         self.flags & FLAG_SPLIT_WORLD != 0
+    }
+
+    /// True when there is no tunnel.
+    #[must_use]
+    #[inline(always)]
+    pub const fn native_routing(&self) -> bool {
+        self.flags & FLAG_NATIVE_ROUTING != 0
     }
 }
 

@@ -49,12 +49,6 @@ pub const REFUSALS: &[Refusal] = &[
     on("enable-host-firewall", "policies on the node itself", OFF),
     // Forwarding.
     Refusal {
-        key: "routing-mode",
-        asks: |value| value != "tunnel",
-        what: "routing of pod addresses by the underlying network",
-        instead: "set it to \"tunnel\"",
-    },
-    Refusal {
         key: "tunnel-protocol",
         asks: |value| value != "vxlan",
         what: "another encapsulation than VXLAN",
@@ -72,7 +66,6 @@ pub const REFUSALS: &[Refusal] = &[
         what: "Services without kube-proxy",
         instead: "set it to \"false\" and run kube-proxy",
     },
-    on("auto-direct-node-routes", "routes to pods without encapsulation", OFF),
     on("enable-bpf-masquerade", "masquerading in BPF", "set it to \"false\": nftables masquerades"),
     on("enable-ip-masq-agent", "masquerading by the ip-masq-agent's rules", OFF),
     on("enable-egress-gateway", "egress gateways", OFF),

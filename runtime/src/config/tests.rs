@@ -138,7 +138,7 @@ fn a_folder_that_is_not_there_stops_the_start() {
 
 #[test]
 fn what_weakens_security_is_refused_by_name_and_all_at_once() {
-    let files = folder(&[("enable-wireguard", "true"), ("routing-mode", "native"), ("enable-ipsec", "false")]);
+    let files = folder(&[("enable-wireguard", "true"), ("datapath-mode", "netkit"), ("enable-ipsec", "false")]);
     let error = read(&sources(&[&config_dir(files.path())], &[])).unwrap_err().to_string();
     let lines: Vec<&str> = error.lines().collect();
     assert_eq!(lines.len(), 2, "{error}");
@@ -146,15 +146,15 @@ fn what_weakens_security_is_refused_by_name_and_all_at_once() {
     assert!(
         lines[0].ends_with("asks for WireGuard encryption, which Basal does not do; set it to \"false\" or remove it")
     );
-    assert!(lines[1].starts_with("routing-mode: \"native\""), "{error}");
+    assert!(lines[1].starts_with("datapath-mode: \"netkit\""), "{error}");
     // The value in force counts: a variable may switch off what the file has on.
-    let off = [("CILIUM_ENABLE_WIREGUARD", "false"), ("CILIUM_ROUTING_MODE", "tunnel")];
+    let off = [("CILIUM_ENABLE_WIREGUARD", "false"), ("CILIUM_DATAPATH_MODE", "veth")];
     read(&sources(&[&config_dir(files.path())], &off)).unwrap();
 }
 
 #[test]
 fn every_refusal_lets_basals_own_default_pass() {
-    let harmless = ["false", "default", "tunnel", "vxlan", "veth", "none", "cluster-pool"];
+    let harmless = ["false", "default", "vxlan", "veth", "none", "cluster-pool"];
     for refusal in REFUSALS {
         assert!(harmless.iter().any(|value| !(refusal.asks)(value)), "{}", refusal.key);
         assert!((refusal.asks)("no such value") || refusal.key == "enable-policy", "{}", refusal.key);

@@ -35,7 +35,11 @@ fn values_that_cannot_work_are_refused_by_name() {
         ("cluster/name", json!("A"), "at '/cluster/name': "),
         ("cluster/id", json!(256), "at '/cluster/id': "),
         ("encryption/enabled", json!(true), "at '/encryption/enabled': value must be false"),
-        ("routingMode", json!("native"), "at '/routingMode': value must be 'tunnel'"),
+        ("routingMode", json!("disabled"), "at '/routingMode': value must be one of 'tunnel', 'native'"),
+        ("autoDirectNodeRoutes", json!(true), "at '/routingMode': value must be 'native'"),
+        ("directRoutingSkipUnreachable", json!(true), "at '/autoDirectNodeRoutes': value must be true"),
+        ("ipv4NativeRoutingCIDR", json!("10.0.0.0"), "at '/ipv4NativeRoutingCIDR': "),
+        ("ipv6NativeRoutingCIDR", json!("fd00::"), "at '/ipv6NativeRoutingCIDR': "),
         ("tunnelProtocol", json!("geneve"), "at '/tunnelProtocol': value must be 'vxlan'"),
         ("kubeProxyReplacement", json!("true"), "at '/kubeProxyReplacement': "),
         ("policyEnforcementMode", json!("always"), "at '/policyEnforcementMode': "),
@@ -55,6 +59,9 @@ fn values_become_keys_of_cilium() {
     values["ipam"]["operator"]["clusterPoolIPv4PodCIDRList"] = json!(["10.1.0.0/16", "10.2.0.0/16"]);
     values["cluster"] = json!({ "name": "west", "id": 3 });
     values["etcd"]["endpoints"] = json!(["https://a:2379", "https://b:2379"]);
+    values["routingMode"] = json!("native");
+    values["autoDirectNodeRoutes"] = json!(true);
+    values["ipv4NativeRoutingCIDR"] = json!("10.0.0.0/8");
     values["extraConfig"] = json!({ "identity-gc-interval": "30s", "own": true });
     let config = only(&objects(&values).unwrap(), "ConfigMap");
     assert_eq!(config["metadata"]["name"], "cilium-config");
@@ -64,6 +71,10 @@ fn values_become_keys_of_cilium() {
         ("cluster-pool-ipv4-cidr", "10.1.0.0/16 10.2.0.0/16"),
         ("cluster-pool-ipv6-mask-size", "120"),
         ("enable-ipv6", "true"),
+        ("routing-mode", "native"),
+        ("auto-direct-node-routes", "true"),
+        ("direct-routing-skip-unreachable", "false"),
+        ("ipv4-native-routing-cidr", "10.0.0.0/8"),
         ("identity-allocation-mode", "kvstore"),
         ("kvstore-opt", r#"{"etcd.config": "/var/lib/etcd-config/etcd.config"}"#),
         ("identity-gc-interval", "30s"),
@@ -74,6 +85,7 @@ fn values_become_keys_of_cilium() {
     let etcd: Value = serde_saphyr::from_str(config["data"]["etcd-config"].as_str().unwrap()).unwrap();
     assert_eq!(etcd["endpoints"], json!(["https://a:2379", "https://b:2379"]));
     assert_eq!(etcd["key-file"], "/var/lib/etcd-secrets/etcd-client.key");
+    assert_eq!(config["data"].get("ipv6-native-routing-cidr"), None);
     for value in config["data"].as_object().unwrap().values() {
         assert!(value.is_string(), "a ConfigMap holds texts: {value}");
     }

@@ -25,7 +25,9 @@ use basal_cni::api::{Component, ComponentState, NodeReport};
 use basal_crds::directory::Directory;
 use basal_datapath::{
     kernel::{Kernel, Observed},
+    names::IfName,
     plan::{NodePlan, Routers},
+    routing::{Routing, Tunnel},
 };
 use basal_ipam::{
     addresses::{AddressRefusal, Owner},
@@ -214,6 +216,10 @@ impl Agent {
             view.take_mtu_of(underlay.tunnel_ip);
         }
         adopt::put_restored(&restored, &mut view);
+        if observed.state.links.contains_key(&IfName::vxlan()) != self.settings.routing.tunnel().is_some() {
+            // The MTU of their routes was that of the other kind of routing.
+            view.renew_pods();
+        }
 
         let Opened { directory, vanished, status } =
             self.ports.store.open(&self.ports.env, &self.ports.objects, &self.settings, underlay.ips())?;
@@ -221,7 +227,7 @@ impl Agent {
         self.spawn("identities", known.clone().run(directory.identities(), self.metrics.clone()));
         let mut pump = Pump::new(directory.nodes(), directory.ips(), self.metrics.clone());
         guards.0.not_ready("waiting for the nodes and addresses of the cluster");
-        self.until_stopped(pump.fill(&mut view, &routine::tunnel_blocks(&observed))).await?;
+        self.until_stopped(pump.fill(&mut view, &routine::known_blocks(&observed))).await?;
         drop(observed);
 
         guards.0.not_ready("comparing the kernel with what it should hold");
@@ -428,8 +434,11 @@ impl Agent {
             local_cidrs: claim.confirmed.iter().chain(&claim.lost).map(ipnet_of).collect(),
             node_ips: underlay.ips(),
             device_mtu: self.settings.mtu.unwrap_or(device.mtu),
-            underlay_ipv6: underlay.tunnel_ip.is_ipv6(),
-            tunnel_port: self.settings.tunnel_port,
+            routing: match self.settings.routing {
+                Routing::Tunnel(tunnel) => Routing::Tunnel(Tunnel { ipv6: underlay.tunnel_ip.is_ipv6(), ..tunnel }),
+                native @ Routing::Native(_) => native,
+            },
+            native_networks: self.settings.native_networks.clone(),
             remote_nodes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             peers: BTreeMap::new(),

@@ -118,7 +118,7 @@ impl AgentReports {
             cni_file,
             datapath: datapath(&sync, mtu_problem),
             policy,
-            routing: "Tunnel [vxlan]".to_owned(),
+            routing: if self.settings.routing.tunnel().is_some() { "Tunnel [vxlan]" } else { "Native" }.to_owned(),
             masquerading: format!(
                 "nftables [IPv4: {}, IPv6: {}]",
                 on(keys.enable_ipv4_masquerade),
@@ -150,7 +150,7 @@ impl AgentReports {
         let underlay = self.underlay.borrow().clone();
         let mut nodes = vec![NodeReport {
             internal_ips: of_kind(&underlay.addresses, &AddressType::InternalIp),
-            tunnel_endpoint: Some(underlay.tunnel_ip),
+            tunnel_endpoint: self.settings.routing.tunnel().map(|_| underlay.tunnel_ip),
             ..self.node.clone()
         }];
         nodes.extend(others.await.unwrap_or_default());
@@ -216,6 +216,7 @@ impl AgentReports {
     }
 }
 
+/// How the datapath is. A problem of the node's network is a warning: what can work does.
 fn datapath(sync: &SyncReport, mtu_problem: Option<String>) -> Component {
     if !sync.problem.is_empty() {
         return Component::new(ComponentState::Failure, sync.problem.clone());
@@ -223,7 +224,9 @@ fn datapath(sync: &SyncReport, mtu_problem: Option<String>) -> Component {
     if !sync.complete {
         return Component::new(ComponentState::Failure, "not compared yet");
     }
-    match mtu_problem {
+    let without_route = sync.without_route.iter().map(|(node, why)| format!("no route to the pods of {node}: {why}"));
+    let problems: Vec<String> = mtu_problem.into_iter().chain(without_route).collect();
+    match (!problems.is_empty()).then(|| problems.join("; ")) {
         Some(problem) => Component::new(ComponentState::Warning, problem),
         None => Component::new(ComponentState::Ok, format!("as desired; {} changes from outside mended", sync.drift)),
     }
@@ -237,6 +240,10 @@ pub fn ipnet_of(block: &basal_ipam::prefix::PodCidr) -> ipnet::IpNet {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use basal_datapath::routing::NoRoute;
+
     use super::*;
 
     #[test]
@@ -245,6 +252,10 @@ mod tests {
         let complete = SyncReport { complete: true, ..SyncReport::default() };
         assert_eq!(datapath(&complete, None).state, ComponentState::Ok);
         assert_eq!(datapath(&complete, small()), Component::new(ComponentState::Warning, "MTU 1300 is too small"));
+        let without_route = BTreeMap::from([("n3".to_owned(), NoRoute::NotOnLink([192, 0, 2, 3].into()))]);
+        let partly = datapath(&SyncReport { without_route, ..complete.clone() }, None);
+        let text = "no route to the pods of n3: 192.0.2.3 is on no network of this node's devices";
+        assert_eq!(partly, Component::new(ComponentState::Warning, text));
         let failed = SyncReport { problem: "set-link: EPERM".to_owned(), ..complete };
         assert_eq!(datapath(&failed, small()).state, ComponentState::Failure);
     }

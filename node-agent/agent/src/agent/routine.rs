@@ -7,7 +7,7 @@ use basal_cni::{
     delete_queue::{Consumer, QueueError},
 };
 use basal_crds::directory::Directory;
-use basal_datapath::{kernel::Observed, plan::NodePlan, rows::MapId};
+use basal_datapath::{kernel::Observed, plan::NodePlan, routing::Routing, rows::MapId};
 use basal_maps::{
     node::{NodeKey, NodeValue},
     tunnel::TunnelKey,
@@ -50,15 +50,16 @@ pub fn node_ids(observed: &Observed) -> Vec<(IpAddr, u16)> {
     rows.into_iter().flatten().filter_map(parse).collect()
 }
 
-/// The blocks of other nodes that the kernel has tunnels for.
+/// The blocks of other nodes that the kernel has tunnels or direct routes for.
 #[must_use]
-pub fn tunnel_blocks(observed: &Observed) -> BTreeSet<IpNet> {
+pub fn known_blocks(observed: &Observed) -> BTreeSet<IpNet> {
     let rows = observed.state.maps.get(&MapId::Tunnel);
     let parse = |key: &Vec<u8>| {
         let (ip, bits) = TunnelKey::read_from_bytes(key).ok()?.cidr()?;
         IpNet::new(ip, bits).ok()
     };
-    rows.into_iter().flatten().filter_map(|(key, _)| parse(key)).collect()
+    let routes = observed.state.routes.keys().filter(|key| !key.link.is_managed()).map(|key| key.destination);
+    rows.into_iter().flatten().filter_map(|(key, _)| parse(key)).chain(routes).collect()
 }
 
 /// Carries out the deletes that were queued while no agent listened. The queue stays locked until the caller listens.
@@ -178,7 +179,11 @@ impl Routine {
         self.directory.moved(&underlay.ips::<Vec<_>>());
         self.datapath
             .edit(move |view| {
-                view.set_local(NodePlan { node_ips, underlay_ipv6: tunnel_ip.is_ipv6(), ..view.local().clone() });
+                let mut local = view.local().clone();
+                if let Routing::Tunnel(tunnel) = &mut local.routing {
+                    tunnel.ipv6 = tunnel_ip.is_ipv6();
+                }
+                view.set_local(NodePlan { node_ips, ..local });
                 if follow_mtu {
                     view.take_mtu_of(tunnel_ip);
                 }
@@ -226,5 +231,28 @@ impl Routine {
         for (family, count) in [("ipv4", v4), ("ipv6", v6)] {
             self.metrics.addresses.get_or_create(&FamilyLabel { family }).set(number(count));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use basal_datapath::{
+        names::IfName,
+        rows,
+        state::{Route, RouteKey},
+    };
+
+    use super::*;
+
+    #[test]
+    fn blocks_of_other_nodes_are_known_by_their_tunnels_and_routes() {
+        let mut observed = Observed::default();
+        rows::tunnel("10.0.2.0/24".parse().unwrap(), [192, 0, 2, 2].into(), 2).insert_into(&mut observed.state.maps);
+        for (block, link) in [("10.0.3.0/24", IfName::new("eth0").unwrap()), ("10.0.1.0/24", IfName::host())] {
+            let key = RouteKey { destination: block.parse().unwrap(), link };
+            observed.state.routes.insert(key, Route::default());
+        }
+        let expected = ["10.0.2.0/24", "10.0.3.0/24"].map(|block| block.parse().unwrap());
+        assert_eq!(known_blocks(&observed), expected.into(), "what is on cilium_host may be this node's own");
     }
 }

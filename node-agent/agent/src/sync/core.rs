@@ -8,6 +8,7 @@ use basal_datapath::{
     names::IfName,
     op::Op,
     plan::{Endpoint, Peer},
+    routing::NoRoute,
     rows::{self, MapId, Row},
     state::{Hook, Link, LinkKind, NodeState},
 };
@@ -29,6 +30,8 @@ pub struct Core {
     known: Observed,
     /// The ipcache rows of the base, as last desired: the overlay's stand where these have none.
     base_rows: Map,
+    /// The nodes that should have a route to their pods and cannot, as last planned.
+    without_route: BTreeMap<String, NoRoute>,
     /// Interfaces that are being made: what there is of them is not looked at.
     making: BTreeSet<IfName>,
     /// Interfaces whose pods' ends are to be brought up to date. The kernel's answer does not show what is there.
@@ -51,7 +54,13 @@ impl Core {
     #[must_use]
     pub fn new(view: View, observed: Observed) -> Self {
         let (making, outdated) = (BTreeSet::new(), BTreeSet::new());
-        Self { view, known: observed, base_rows: Map::new(), making, outdated }
+        Self { view, known: observed, base_rows: Map::new(), without_route: BTreeMap::new(), making, outdated }
+    }
+
+    /// The nodes that should have a route to their pods and cannot, by `<cluster>/<name>`.
+    #[must_use]
+    pub fn without_route(&self) -> &BTreeMap<String, NoRoute> {
+        &self.without_route
     }
 
     /// What the kernel is believed to hold.
@@ -119,7 +128,7 @@ impl Core {
             .collect();
         let mut base_ops = Vec::new();
         if changes.base {
-            let mut desired = self.view.base().desired(&self.known);
+            let mut desired = self.base();
             let rows = desired.maps.remove(&MapId::Ipcache).unwrap_or_default();
             touched.extend(differing(&self.base_rows, &rows));
             self.base_rows = rows;
@@ -172,9 +181,16 @@ impl Core {
         }
     }
 
+    /// What the node should have by the base.
+    fn base(&mut self) -> NodeState {
+        let plan = self.view.base();
+        self.without_route = plan.without_route(&self.known);
+        plan.desired(&self.known)
+    }
+
     /// Everything that the node should have.
     fn desired(&mut self) -> NodeState {
-        let mut desired = self.view.base().desired(&self.known);
+        let mut desired = self.base();
         let rows = desired.maps.entry(MapId::Ipcache).or_default();
         self.base_rows = rows.clone();
         for (network, peer) in self.view.overlays() {

@@ -1,6 +1,11 @@
 //! The handle to the task that changes the datapath.
 
-use std::{collections::BTreeSet, fmt, io, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    path::Path,
+    sync::Arc,
+};
 
 use basal_datapath::{
     check::Pair,
@@ -8,6 +13,7 @@ use basal_datapath::{
     names::IfNameError,
     op::Op,
     plan::{Endpoint, NodePlan},
+    routing::NoRoute,
 };
 use basal_runtime::reason::Reason;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -79,6 +85,8 @@ pub struct SyncReport {
     pub problem: String,
     /// How many changes the comparisons on the timer found and mended.
     pub drift: u64,
+    /// Nodes that should have a route to their pods and cannot, by `<cluster>/<name>`.
+    pub without_route: BTreeMap<String, NoRoute>,
     /// Endpoints whose interfaces went away without a DEL.
     pub lost: BTreeSet<EndpointId>,
 }

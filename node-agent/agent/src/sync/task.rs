@@ -216,6 +216,7 @@ impl Task {
             return Vec::new();
         }
         let ops = self.core.delta(&changes);
+        self.tell_routes();
         let failed = self.carry_out(ops).await;
         self.judge(&failed);
         if !failed.is_empty() {
@@ -229,6 +230,27 @@ impl Task {
             Some(problem) => tracing::warn!(problem, "the MTU of the node's device is another one"),
             None => tracing::info!(mtu, "the MTU of the node's device is another one"),
         }
+    }
+
+    /// Tells which nodes' pods have no route, when those are others than before.
+    fn tell_routes(&self) {
+        let without = self.core.without_route();
+        self.report.send_if_modified(|report| {
+            for (node, why) in without.iter().filter(|(node, why)| report.without_route.get(*node) != Some(*why)) {
+                tracing::warn!(
+                    %node, %why,
+                    "no route to the pods of a node: the network has to route to them, and \
+                     direct-routing-skip-unreachable: \"true\" says that it does"
+                );
+            }
+            for node in report.without_route.keys().filter(|node| !without.contains_key(*node)) {
+                tracing::info!(%node, "a route to the pods of the node is not missing any more");
+            }
+            let changed = report.without_route != *without;
+            report.without_route.clone_from(without);
+            changed
+        });
+        self.metrics.without_route(without.len());
     }
 
     /// Carries out ops in their order; answers those that failed.
@@ -269,6 +291,7 @@ impl Task {
                 }
             };
             let pass = self.core.full(observed);
+            self.tell_routes();
             if let Some(mtu) = pass.mtu {
                 self.tell_mtu(mtu);
             }

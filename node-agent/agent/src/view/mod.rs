@@ -105,7 +105,7 @@ impl View {
             let touched = self.ips.iter().filter(|(_, record)| record.host_ip.as_ref().is_some_and(moved));
             self.changes.networks.extend(touched.map(|(network, _)| *network));
         }
-        if before.underlay_ipv6 != self.local.underlay_ipv6 {
+        if before.routing != self.local.routing {
             let tunnels: Vec<_> = self
                 .nodes
                 .values()
@@ -166,6 +166,11 @@ impl View {
             self.changes.pods.insert(id);
         }
         self.endpoints.insert(id, endpoint);
+    }
+
+    /// What is made inside of the pods is made again: what is there may be another agent's.
+    pub fn renew_pods(&mut self) {
+        self.changes.pods.extend(self.endpoints.keys());
     }
 
     /// An endpoint has another identity.
@@ -234,13 +239,13 @@ impl View {
         self.changes.merge(changes);
     }
 
-    /// Where a node's tunnel ends: an address of the family that the tunnel runs over.
+    /// Where a node's tunnel ends: an address of the family that the tunnel runs over. None without a tunnel.
     #[must_use]
     pub fn tunnel_endpoint(&self, record: &NodeRecord) -> Option<IpAddr> {
-        record.node_ip(if self.local.underlay_ipv6 { Family::V6 } else { Family::V4 })
+        record.node_ip(if self.local.routing.tunnel()?.ipv6 { Family::V6 } else { Family::V4 })
     }
 
-    /// The base. A node without an address that a tunnel could end at is left out: it cannot be reached.
+    /// The base. With a tunnel a node without an address that it could end at is left out: it cannot be reached.
     pub fn base(&mut self) -> NodePlan {
         let nodes = self.nodes.iter().map(|(key, record)| {
             let hosts = record.addresses.iter().filter(|address| is_host(&address.kind));
@@ -262,9 +267,14 @@ impl View {
         let of_kind = |wanted: fn(&AddressType) -> bool| {
             record.addresses.iter().filter(move |address| wanted(&address.kind)).map(|address| address.ip).collect()
         };
+        let tunnel_endpoint = self.tunnel_endpoint(record);
+        if self.local.routing.tunnel().is_some() && tunnel_endpoint.is_none() {
+            return None;
+        }
         let node = RemoteNode {
             node_id: *ids.get(key)?,
-            tunnel_endpoint: self.tunnel_endpoint(record)?,
+            tunnel_endpoint,
+            next_hops: [Family::V4, Family::V6].into_iter().filter_map(|family| record.node_ip(family)).collect(),
             pod_cidrs: record.cidrs().collect(),
             node_ips: of_kind(is_host),
             router_ips: of_kind(|kind| *kind == AddressType::CiliumInternalIp),
@@ -279,7 +289,8 @@ impl View {
         if let Some(record) = self.ips.get(&network) {
             // A record with this node's address that belongs to no endpoint is a leftover of its own.
             let here = record.host_ip.is_some_and(|host| self.local.node_ips.contains(&host));
-            return (!here).then_some(Peer { identity: record.identity.get(), tunnel_endpoint: record.host_ip });
+            let tunnel_endpoint = record.host_ip.filter(|_| self.local.routing.tunnel().is_some());
+            return (!here).then_some(Peer { identity: record.identity.get(), tunnel_endpoint });
         }
         let tunnel_endpoint = *self.health.get(&network)?;
         Some(Peer { identity: IdentityId::HEALTH.get(), tunnel_endpoint })
@@ -308,7 +319,10 @@ pub(crate) mod tests {
         address::NodeAddress,
         names::{ClusterId, ClusterName},
     };
-    use basal_datapath::plan::Routers;
+    use basal_datapath::{
+        plan::Routers,
+        routing::{DirectRoutes, Routing, Tunnel},
+    };
     use basal_ipam::names::NodeName;
 
     use super::*;
@@ -332,8 +346,8 @@ pub(crate) mod tests {
             local_cidrs: BTreeSet::from([net("10.0.0.0/24"), net("fd00::/112")]),
             node_ips: BTreeSet::from([ip("172.18.0.1"), ip("fc00::1")]),
             device_mtu: 1500,
-            underlay_ipv6: false,
-            tunnel_port: 8472,
+            routing: Routing::Tunnel(Tunnel { port: 8472, ipv6: false }),
+            native_networks: BTreeSet::new(),
             remote_nodes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -369,7 +383,8 @@ pub(crate) mod tests {
         view.put_node(node("n1", 9, 1));
         let expected = RemoteNode {
             node_id: 1,
-            tunnel_endpoint: ip("172.18.0.9"),
+            tunnel_endpoint: Some(ip("172.18.0.9")),
+            next_hops: vec![ip("172.18.0.9"), ip("fc00::9")],
             pod_cidrs: BTreeSet::from([net("10.0.1.0/24"), net("fd00:1::/112")]),
             node_ips: BTreeSet::from([ip("172.18.0.9"), ip("fc00::9")]),
             router_ips: BTreeSet::from([ip("10.0.1.1")]),
@@ -391,6 +406,21 @@ pub(crate) mod tests {
         record.addresses.remove(0);
         view.put_node(record);
         assert_eq!(view.base().remote_nodes, BTreeMap::new());
+    }
+
+    #[test]
+    fn without_a_tunnel_nothing_has_an_endpoint_and_every_node_counts() {
+        let local = NodePlan { routing: Routing::Native(DirectRoutes::All), ..local() };
+        let mut view = View::new(key("n0"), local, NodeIds::default());
+        let mut record = node("n1", 9, 1);
+        record.addresses.remove(0);
+        view.put_node(record);
+        view.put_ip(IpRecord::new(IpTarget::Host(ip("10.0.1.7")), ip("172.18.0.9"), IdentityId::new(300)));
+        let found = view.base().remote_nodes["default/n1"].clone();
+        assert_eq!((found.tunnel_endpoint, found.next_hops), (None, vec![ip("fc00::9")]));
+        let peer = |identity| Peer { identity, tunnel_endpoint: None };
+        let overlay: Vec<_> = view.overlays().collect();
+        assert_eq!(overlay, [(net("10.0.1.2/32"), peer(4)), (net("10.0.1.7/32"), peer(300))]);
     }
 
     #[test]
@@ -434,11 +464,12 @@ pub(crate) mod tests {
         assert_eq!(changes, Changes { base: true, networks: [net("10.0.0.8/32")].into(), pods: BTreeSet::new() });
         assert!(view.overlay(net("10.0.0.8/32")).is_some(), "the address is another node's now");
 
-        view.set_local(NodePlan { underlay_ipv6: true, ..view.local().clone() });
+        let routing = Routing::Tunnel(Tunnel { port: 8472, ipv6: true });
+        view.set_local(NodePlan { routing, ..view.local().clone() });
         assert_eq!(view.take_changes().networks, [net("10.0.1.2/32")].into());
         let health = view.overlay(net("10.0.1.2/32")).unwrap();
         assert_eq!(health.tunnel_endpoint, Some(ip("fc00::9")));
-        assert_eq!(view.base().remote_nodes["default/n1"].tunnel_endpoint, ip("fc00::9"));
+        assert_eq!(view.base().remote_nodes["default/n1"].tunnel_endpoint, Some(ip("fc00::9")));
     }
 
     #[test]

@@ -22,11 +22,13 @@ use basal_datapath::{
     names::IfName,
     op::Op,
     plan::{NodePlan, Routers},
+    routing::{Routing, Tunnel},
     state::{Link, LinkKind, PodSide},
 };
 use basal_ipam::names::NodeName;
 use basal_runtime::outcome::Outcome;
 use futures::{StreamExt as _, stream, stream::BoxStream};
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 /// The kernel of one node.
@@ -61,8 +63,8 @@ impl ModelKernel {
             local_cidrs: Default::default(),
             node_ips: Default::default(),
             device_mtu: 1500,
-            underlay_ipv6: false,
-            tunnel_port: 8472,
+            routing: Routing::Tunnel(Tunnel { port: 8472, ipv6: false }),
+            native_networks: Default::default(),
             remote_nodes: Default::default(),
             endpoints: Default::default(),
             peers: Default::default(),
@@ -72,7 +74,8 @@ impl ModelKernel {
             masquerade_ipv6: true,
         };
         let mut observed = Observed::default();
-        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let addresses: Vec<IpNet> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        observed.networks = addresses.iter().map(|address| (address.trunc(), IfName::new("eth0").ok())).collect();
         let eth0 = Device { index: 2, mtu: 1500, up: true, addresses, ..Device::default() };
         observed.devices.insert(IfName::new("eth0").unwrap(), eth0);
         let key = (ClusterName::default(), NodeName::new("model").unwrap());

@@ -6,4 +6,5 @@ mod kernel;
 mod node;
 mod objects;
 mod restart;
+mod routing;
 mod world;

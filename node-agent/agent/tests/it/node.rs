@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::world::World;
 
-fn record(name: &str) -> NodeRecord {
+pub(crate) fn record(name: &str) -> NodeRecord {
     let mut record = NodeRecord::new(NodeName::new(name).unwrap(), ClusterName::default(), ClusterId::new(0));
     let address = |ip: &str| NodeAddress { kind: AddressType::InternalIp, ip: ip.parse().unwrap() };
     record.addresses = vec![address("172.18.0.2"), address("fc00::2")];

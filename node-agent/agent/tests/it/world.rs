@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) objects: Arc<ModelObjects>,
     pub(crate) kernel: Arc<ModelKernel>,
     folder: TempDir,
+    /// Further arguments of the next agent.
+    pub(crate) arguments: Vec<&'static str>,
     agent: Option<Running>,
     pub(crate) readiness: Readiness,
 }
@@ -88,6 +90,7 @@ impl World {
             objects,
             env,
             folder: tempfile::tempdir().unwrap(),
+            arguments: Vec::new(),
             agent: None,
             readiness: Readiness::new(),
         };
@@ -137,7 +140,9 @@ impl World {
             flag("cni-bin-dir", "bin"),
             flag("write-cni-conf-when-ready", "net.d/05-cilium.conflist"),
         ];
-        let sources = Sources { arguments: arguments.map(Into::into).to_vec(), ..Sources::default() };
+        let more = self.arguments.iter().map(Into::into);
+        let arguments = arguments.map(Into::into).into_iter().chain(more).collect();
+        let sources = Sources { arguments, ..Sources::default() };
         let settings = load::<AgentConfig>(&sources, REFUSALS).unwrap().config.settings().unwrap();
         let store = match &settings.etcd {
             Some(keys) => Store::Etcd { kv: Arc::clone(&self.kv) as _, keys: keys.clone(), status: None },

@@ -1,4 +1,4 @@
-//! Routes in the main table, `proto kernel`, on our devices.
+//! Routes in the main table, `proto kernel`: on our devices, and those of ours on others.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     kernel::{Observed, ReadError},
     names::IfName,
-    state::{Route, RouteKey},
+    state::{DIRECT_METRIC, Route, RouteKey},
 };
 
 /// Metric that IPv6 routes get when nobody gives one (`IP6_RT_PRIO_USER`, linux/ipv6_route.h). Routes that the kernel
@@ -55,7 +55,11 @@ pub(super) async fn delete(netlink: &Handle, key: &RouteKey) -> Result<(), Fault
 
 async fn message(netlink: &Handle, key: &RouteKey, route: &Route) -> Result<RouteMessage, Fault> {
     let index = links::index(netlink, &key.link).await?.ok_or_else(|| Fault::NoLink(key.link.clone()))?;
-    build(index, key.destination, route, RouteProtocol::Kernel)
+    let mut message = build(index, key.destination, route, RouteProtocol::Kernel)?;
+    if !key.link.is_managed() {
+        message.attributes.push(RouteAttribute::Priority(DIRECT_METRIC));
+    }
+    Ok(message)
 }
 
 /// A route of the main table.
@@ -89,25 +93,65 @@ pub(super) fn build(
     Ok(builder.build())
 }
 
-/// Reads the routes on our devices. `observed` has the devices already.
+/// Reads our routes, and which networks the other devices are on. `observed` has the devices already.
 pub(super) async fn read(netlink: &Handle, observed: &mut Observed) -> Result<(), ReadError> {
-    let managed: BTreeMap<u32, IfName> = observed
-        .devices
-        .iter()
-        .filter(|(name, _)| name.is_managed())
-        .map(|(name, device)| (device.index, name.clone()))
-        .collect();
+    let names: BTreeMap<u32, IfName> =
+        observed.devices.iter().map(|(name, device)| (device.index, name.clone())).collect();
+    let mut others: BTreeMap<IpNet, (u32, Option<IfName>)> = BTreeMap::new();
     for family in families() {
         let mut routes = netlink.route().get(family).execute();
         while let Some(message) = routes.try_next().await.map_err(|error| ReadError::new("routes", to_io(error)))? {
-            if let Some((index, destination, route)) = parse(&message)
-                && let Some(link) = managed.get(&index)
-            {
-                observed.state.routes.insert(RouteKey { destination, link: link.clone() }, route);
+            let parts = parts(&message);
+            let link = parts.as_ref().and_then(|parts| names.get(&parts.index));
+            match (parts, link) {
+                (Some(parts), Some(link)) if is_ours(&message, &parts, link) => {
+                    let key = RouteKey { destination: parts.destination, link: link.clone() };
+                    observed.state.routes.insert(key, parts.route);
+                }
+                (_, Some(link)) if link.is_managed() => {}
+                (_, link) => {
+                    let Some((destination, metric)) = place(&message) else { continue };
+                    if others.get(&destination).is_none_or(|(other, _)| metric < *other) {
+                        let on_link = link.filter(|_| is_on_link(&message)).cloned();
+                        others.insert(destination, (metric, on_link));
+                    }
+                }
             }
         }
     }
+    let near: Vec<IpNet> = others.iter().filter(|(_, (_, link))| link.is_some()).map(|(net, _)| *net).collect();
+    let of_interest = |net: &IpNet| near.iter().any(|near| near.contains(net));
+    let networks = others.into_iter().filter(|(net, _)| of_interest(net));
+    observed.networks = networks.map(|(net, (_, link))| (net, link)).collect();
     Ok(())
+}
+
+/// The destination and metric of a route of the main table that leads to others than everybody, of whatever type.
+fn place(message: &RouteMessage) -> Option<(IpNet, u32)> {
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let metric = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    })?;
+    // Each device has the link-local network of IPv6.
+    let link_local = matches!(destination, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let network = IpNet::new(destination, header.destination_prefix_length).ok().filter(|_| !link_local)?;
+    Some((network, metric.unwrap_or_default()))
+}
+
+/// Whether a route leads to hosts on a device's link, without a router in between.
+fn is_on_link(message: &RouteMessage) -> bool {
+    let routed = |attribute: &RouteAttribute| {
+        matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_))
+    };
+    message.header.kind == RouteType::Unicast && !message.attributes.iter().any(routed)
 }
 
 /// Reads the routes over one device of the namespace that `netlink` was opened in.
@@ -131,14 +175,15 @@ fn families() -> [RouteMessage; 2] {
     [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
 }
 
-/// The parts of a route that could be ours; `None` for others.
-fn parse(message: &RouteMessage) -> Option<(u32, IpNet, Route)> {
-    if message.header.protocol != RouteProtocol::Kernel {
-        return None;
-    }
-    let Parts { index, destination, metric, route } = parts(message)?;
-    let made_by_hand = destination.addr().is_ipv4() || metric == Some(IPV6_USER_METRIC);
-    made_by_hand.then_some((index, destination, route))
+/// Whether a route over a device is ours.
+fn is_ours(message: &RouteMessage, parts: &Parts, link: &IfName) -> bool {
+    let metric = parts.metric;
+    message.header.protocol == RouteProtocol::Kernel
+        && if link.is_managed() {
+            parts.destination.addr().is_ipv4() || metric == Some(IPV6_USER_METRIC)
+        } else {
+            metric == Some(DIRECT_METRIC) && parts.route.gateway.is_some()
+        }
 }
 
 /// What a route consists of.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use basal_datapath::{linux::maps::PinnedMaps, state::Symbol};
+use basal_datapath::{linux::maps::PinnedMaps, routing::Routing, state::Symbol};
 
-use crate::harness::{Netns, Node, node, remote};
+use crate::harness::{Netns, Node, TUNNEL, node, remote};
 
 /// What programs return (linux/pkt_cls.h).
 pub(crate) const OK: u32 = 0;
@@ -56,8 +56,13 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(bpffs: &Path, legacy: bool) -> Self {
+        Self::with_routing(bpffs, legacy, TUNNEL)
+    }
+
+    pub(crate) fn with_routing(bpffs: &Path, legacy: bool, routing: Routing) -> Self {
         let mut node = node(bpffs, 1);
         node.plan.legacy_routing = legacy;
+        node.plan.routing = routing;
         node.plan.remote_nodes.insert("two".to_owned(), remote(2));
         let pods = [node.add_pod(7, IDENTITY), node.add_pod(8, 3333)];
         node.converge();

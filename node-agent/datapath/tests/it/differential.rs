@@ -3,7 +3,10 @@
 
 use std::net::IpAddr;
 
-use basal_datapath::state::Symbol;
+use basal_datapath::{
+    routing::{DirectRoutes, Routing},
+    state::Symbol,
+};
 use proptest::{
     prelude::*,
     sample::{Index, select},
@@ -13,7 +16,7 @@ use proptest::{
 use crate::{
     bench::{Bench, GATEWAY_MAC, POD_MAC, checksum},
     forwarding_model::{Model, Pod},
-    harness::sandbox,
+    harness::{TUNNEL, sandbox},
 };
 
 /// Packets for each program.
@@ -177,11 +180,11 @@ fn lengthen(frame: &mut Vec<u8>) {
 }
 
 /// Marks as the stack and kube-proxy set them.
-const MARKS: [u32; 7] = [0, 0x4000, 0x8000, 0x1111_0f01, 0x0005_0f00, 0x0c00, 0xffff_ffff];
+const MARKS: [u32; 8] = [0, 0x700, 0x4000, 0x8000, 0x1111_0f01, 0x0005_0f00, 0x0c00, 0xffff_ffff];
 
-fn compare(legacy: bool) {
+fn compare(legacy: bool, routing: Routing) {
     sandbox(|bpffs| {
-        let bench = Bench::new(bpffs, legacy);
+        let bench = Bench::with_routing(bpffs, legacy, routing);
         let pods = bench.node.plan.endpoints.iter().map(|(id, endpoint)| Pod {
             ifindex: bench.ifindex(*id),
             mac: endpoint.pod.mac,
@@ -202,17 +205,23 @@ fn compare(legacy: bool) {
             Ok(())
         });
         if let Err(failure) = result {
-            panic!("legacy routing {legacy}: {failure}");
+            panic!("legacy routing {legacy}, {routing:?}: {failure}");
         }
     });
 }
 
 #[test]
 fn the_programs_do_what_the_model_says() {
-    compare(true);
+    compare(true, TUNNEL);
 }
 
 #[test]
 fn so_they_do_without_legacy_routing() {
-    compare(false);
+    compare(false, TUNNEL);
+}
+
+#[test]
+fn so_they_do_without_a_tunnel() {
+    compare(true, Routing::Native(DirectRoutes::None));
+    compare(false, Routing::Native(DirectRoutes::None));
 }

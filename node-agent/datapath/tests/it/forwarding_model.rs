@@ -128,6 +128,10 @@ impl Model {
         if self.hosts().contains(&address) {
             return Place::Host;
         }
+        // Without a tunnel the stack finds the way, and the programs know none.
+        if self.plan.routing.tunnel().is_none() {
+            return Place::Elsewhere;
+        }
         let mut cidrs = self.plan.remote_nodes.values().flat_map(|node| &node.pod_cidrs);
         if cidrs.any(|cidr| cidr.contains(&address)) { Place::OtherNode } else { Place::Elsewhere }
     }
@@ -179,7 +183,7 @@ impl Model {
             return Err(Reason::INVALID_DESTINATION_MAC);
         }
         let port = u16::from_be_bytes([start[2], start[3]]);
-        if ip.protocol == 17 && ip.first && port == self.plan.tunnel_port {
+        if ip.protocol == 17 && ip.first && self.plan.routing.tunnel().is_some_and(|tunnel| tunnel.port == port) {
             return Err(Reason::ENCAPSULATION_PROHIBITED);
         }
         let stack = passed(frame, sender.identity, LXC);
@@ -275,6 +279,10 @@ impl Model {
         match self.place(ip.destination) {
             Place::Pod(pod) => deliver(frame, pod, None),
             Place::OtherNode => sent(frame, skb_mark, EGRESS, HOST),
+            // The stack answers, and is asked to no more than once.
+            Place::Elsewhere if self.plan.routing.tunnel().is_none() && skb_mark & 0xf00 != 0x700 => {
+                Outcome { action: REDIRECT, mark: 0x700, ..dropped(frame, skb_mark, Reason::UNROUTABLE, HOST) }
+            }
             Place::Elsewhere => dropped(frame, skb_mark, Reason::UNROUTABLE, HOST),
             Place::Host => passed(frame, self.identity_of(skb_mark, ip.source), HOST),
         }

@@ -19,6 +19,7 @@ use basal_datapath::{
     names::IfName,
     op::Op,
     plan::{DEFAULT_TUNNEL_PORT, Endpoint, NodePlan, RemoteNode, Routers},
+    routing::{Routing, Tunnel},
     state::{PodAddress, PodSide},
 };
 use basal_maps::identity;
@@ -100,6 +101,9 @@ impl Netns {
     }
 }
 
+/// What nodes have between them, unless a test says otherwise.
+pub(crate) const TUNNEL: Routing = Routing::Tunnel(Tunnel { port: DEFAULT_TUNNEL_PORT, ipv6: false });
+
 /// A node: a namespace, pins of its own, and what it should have.
 pub(crate) struct Node {
     pub(crate) netns: Netns,
@@ -121,8 +125,8 @@ pub(crate) fn node(bpffs: &Path, number: u8) -> Node {
         local_cidrs: pod_cidrs(number),
         node_ips: node_ips(number),
         device_mtu: 1500,
-        underlay_ipv6: false,
-        tunnel_port: DEFAULT_TUNNEL_PORT,
+        routing: TUNNEL,
+        native_networks: BTreeSet::new(),
         remote_nodes: BTreeMap::new(),
         endpoints: BTreeMap::new(),
         peers: BTreeMap::new(),
@@ -150,7 +154,8 @@ pub(crate) fn node_ips(number: u8) -> BTreeSet<IpAddr> {
 pub(crate) fn remote(number: u8) -> RemoteNode {
     RemoteNode {
         node_id: u16::from(number),
-        tunnel_endpoint: format!("192.168.77.{number}").parse().unwrap(),
+        tunnel_endpoint: format!("192.168.77.{number}").parse().ok(),
+        next_hops: node_ips(number).into_iter().collect(),
         pod_cidrs: pod_cidrs(number),
         node_ips: node_ips(number),
         router_ips: [format!("10.1.{number}.1"), format!("fd00:1:{number}::1")]

@@ -12,6 +12,8 @@ mod forwarding_model;
 mod harness;
 mod hostile;
 mod layout;
+mod native;
 mod overlay;
 mod programs;
 mod state;
+mod traffic;

@@ -1,19 +1,24 @@
 //! Two nodes: pods, hosts, services and the outside.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::{BufRead as _, BufReader},
+    net::{TcpStream, UdpSocket},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use crate::harness::{Netns, Node, pair, sandbox};
+use basal_datapath::{
+    plan::DEFAULT_TUNNEL_PORT,
+    routing::{Routing, Tunnel},
+};
+
+use crate::{
+    harness::{Netns, Node, pair, sandbox},
+    traffic::{PATIENCE, outside, tcp_source},
+};
 
 const POD_ONE: u32 = 1111;
 const POD_TWO: u32 = 2222;
-
-/// Long enough to never decide a test that passes.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Two nodes with a pod each: 10.1.1.7 and 10.1.2.7.
 fn two_pods(bpffs: &std::path::Path, legacy: bool) -> (Node, Node, Netns, Netns) {
@@ -24,24 +29,6 @@ fn two_pods(bpffs: &std::path::Path, legacy: bool) -> (Node, Node, Netns, Netns)
     one.converge();
     two.converge();
     (one, two, pod_one, pod_two)
-}
-
-/// What a TCP server at `address` in `server` sends to a client of `to`: the address that the client came from.
-fn tcp_source(server: &Netns, address: &str, client: &Netns, to: &str) -> SocketAddr {
-    let listener = server.enter(|| TcpListener::bind(address).unwrap());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, from) = listener.accept().unwrap();
-            stream.write_all(from.to_string().as_bytes()).unwrap();
-            // More than one segment, both ways.
-            stream.write_all(&[b' '; 100_000]).unwrap();
-        });
-        let mut stream = client.enter(|| TcpStream::connect_timeout(&to.parse().unwrap(), PATIENCE).unwrap());
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text.trim_end().parse().unwrap()
-    })
 }
 
 /// Runs `work` while tcpdump listens to tunnel packets on the wire of `node`; gives the VNIs of `count` packets.
@@ -227,18 +214,6 @@ fn a_node_port_reaches_a_remote_pod() {
     });
 }
 
-/// A machine that knows node one by 172.16.0.1 and fd16::1, and no pods.
-fn outside(node: &Node) -> Netns {
-    let outside = Netns::new();
-    node.netns.ip(&format!("link add w0 type veth peer name w0 netns {}", outside.path().display()));
-    for (netns, last) in [(&node.netns, 1), (&outside, 2)] {
-        netns.ip(&format!("addr add 172.16.0.{last}/24 dev w0"));
-        netns.ip(&format!("addr add fd16::{last}/64 dev w0 nodad"));
-        netns.ip("link set w0 up");
-    }
-    outside
-}
-
 #[test]
 fn the_outside_sees_the_node() {
     sandbox(|bpffs| {
@@ -254,8 +229,8 @@ fn the_tunnel_runs_over_ipv6_too() {
     sandbox(|bpffs| {
         let (mut one, mut two) = pair(bpffs);
         for (node, remote) in [(&mut one, "fd77::2"), (&mut two, "fd77::1")] {
-            node.plan.underlay_ipv6 = true;
-            node.plan.remote_nodes.values_mut().for_each(|node| node.tunnel_endpoint = remote.parse().unwrap());
+            node.plan.routing = Routing::Tunnel(Tunnel { port: DEFAULT_TUNNEL_PORT, ipv6: true });
+            node.plan.remote_nodes.values_mut().for_each(|node| node.tunnel_endpoint = remote.parse().ok());
         }
         let (pod_one, pod_two) = (one.add_pod(7, POD_ONE), two.add_pod(7, POD_TWO));
         one.converge();

@@ -2,7 +2,12 @@ extern crate std;
 
 use std::{collections::BTreeMap, vec::Vec};
 
-use basal_maps::{addr::Mac64, config::FLAG_LEGACY_ROUTING, endpoint::EndpointInfo, ipcache::IpcacheKey};
+use basal_maps::{
+    addr::Mac64,
+    config::{FLAG_LEGACY_ROUTING, FLAG_NATIVE_ROUTING},
+    endpoint::EndpointInfo,
+    ipcache::IpcacheKey,
+};
 
 use zerocopy::big_endian::U16;
 
@@ -267,4 +272,53 @@ fn the_tunnels_direct_path_is_for_the_same_flows() {
     let verdict = |protocol| from_overlay(&model, &config, 4444, &packet(REMOTE_POD, POD_A, protocol), ECHO);
     assert_eq!(verdict(protocol::ICMP), Verdict::Deliver { endpoint: &local, identity: 4444, direct: true });
     assert_eq!(verdict(protocol::TCP), Verdict::Stack { identity: 4444 });
+}
+
+/// [`node`] in native routing: the pod over there is known by its row in the ipcache, which names no node.
+fn native() -> (Model, Config) {
+    let mut model = node();
+    model.tunnel.clear();
+    model.ipcache.push((IpcacheKey::new(REMOTE_POD.into(), 32), RemoteEndpointInfo::new(3333, None)));
+    (model, config(FLAG_LEGACY_ROUTING | FLAG_NATIVE_ROUTING))
+}
+
+#[test]
+fn without_a_tunnel_the_stack_routes_to_other_nodes() {
+    let (model, legacy) = native();
+    let direct = Config { flags: FLAG_NATIVE_ROUTING, ..legacy };
+    for config in [legacy, direct] {
+        for (protocol, transport) in [(protocol::ICMP, ECHO), (protocol::UDP, Transport([0x80, 0, 0x21, 0x18]))] {
+            let packet = packet(POD_A, REMOTE_POD, protocol);
+            let verdict = from_container(&model, &config, FROM_A, &packet, transport);
+            assert_eq!(verdict, Verdict::Stack { identity: 1111 }, "port 8472 is no tunnel's");
+        }
+    }
+    let local = from_container(&model, &direct, FROM_A, &packet(POD_A, POD_B, protocol::ICMP), ECHO);
+    assert!(matches!(local, Verdict::Deliver { direct: true, .. }));
+}
+
+#[test]
+fn without_a_tunnel_an_address_tells_which_pod_of_another_node_sent() {
+    let (model, config) = native();
+    let identity = |skb_mark, source| match from_host(&model, &config, skb_mark, &packet(source, POD_B, protocol::TCP))
+    {
+        Verdict::Deliver { identity, .. } => identity,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(identity(0, REMOTE_POD), 3333);
+    assert_eq!(identity(0x4000, REMOTE_POD), 3333);
+    assert_eq!(identity(0, WORLD), identity::WORLD);
+    assert_eq!(identity(0, ROUTER), identity::HOST);
+    assert_eq!(identity(0, POD_A), identity::WORLD, "what pods of this node send is marked");
+    assert_eq!(identity(mark::encode(mark::MAGIC_IDENTITY, 1111), POD_A), 1111);
+}
+
+#[test]
+fn without_a_tunnel_senders_are_told_once_that_nobody_has_an_address() {
+    let (model, config) = native();
+    let gone = packet(REMOTE_POD, [10, 0, 1, 99], protocol::TCP);
+    for skb_mark in [0, 0x4000, mark::encode(mark::MAGIC_IDENTITY, 1111)] {
+        assert_eq!(from_host(&model, &config, skb_mark, &gone), Verdict::Unreachable);
+    }
+    assert_eq!(from_host(&model, &config, mark::MAGIC_UNREACHABLE, &gone), Verdict::Drop(Reason::UNROUTABLE));
 }

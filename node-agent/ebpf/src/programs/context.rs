@@ -3,7 +3,7 @@
 use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT},
+    bindings::{BPF_F_INGRESS, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT},
     helpers::{
         bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
         bpf_skb_set_tunnel_key,
@@ -181,6 +181,11 @@ impl Frame {
                 self.count(Reason::FORWARDED, Direction::Egress, line);
                 Ok(OK)
             }
+            Verdict::Unreachable => {
+                self.ctx.set_mark(mark::MAGIC_UNREACHABLE);
+                self.count(Reason::UNROUTABLE, self.drops, line);
+                Ok(receive(self.ifindex()))
+            }
             Verdict::Encapsulate { to, identity } => self.encapsulate(&to, identity, config, line),
             Verdict::Deliver { endpoint, identity, direct } => self.deliver(endpoint, identity, direct, packet),
         };
@@ -290,6 +295,13 @@ impl Frame {
 pub(super) fn redirect(ifindex: u32) -> i32 {
     // SAFETY: plain helper call.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Lets a device receive the packet.
+#[inline(always)]
+fn receive(ifindex: u32) -> i32 {
+    // SAFETY: plain helper call.
+    unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
 /// Puts the packet into the namespace of a pair's other end. From ingress hooks only.
