@@ -11,6 +11,7 @@ mod flow;
 mod honesty;
 mod install;
 mod kills;
+mod native;
 mod observer;
 mod pool;
 mod random;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
     ];
     if store::is_asked() {
         trials.push(timed("the_store_changes_under_pods", store::there_and_back));
+        trials.push(timed("packets_travel_without_a_tunnel", native::everybody_talks));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     let clean = suite.end();

@@ -32,15 +32,9 @@ pub(crate) fn everybody_talks(cluster: &mut Cluster) -> anyhow::Result<()> {
     }
     let capture = Capture::start(cluster)?;
     let world = World { nodes: &nodes, pods: [red.as_slice(), &blue].concat(), services: &services, node_port };
-    let mut result = Ok(());
-    for pod in &world.pods {
-        result = result.and_then(|()| world.ask_as_pod(cluster, pod));
-    }
-    for node in &nodes {
-        result = result.and_then(|()| world.ask_as_host(node));
-    }
+    let result = world.ask(cluster);
     let alone = blue.first().context("blue has no pod")?;
-    result = result.and_then(|()| services::one_backend(cluster, &nodes, alone, node_port));
+    let result = result.and_then(|()| services::one_backend(cluster, &nodes, alone, node_port));
     let packets = capture.stop()?;
     result?;
     let seen = identities_on_the_wire(&packets);
@@ -97,14 +91,22 @@ pub(crate) fn rows(
     Ok(())
 }
 
-struct World<'a> {
-    nodes: &'a [Node],
-    pods: Vec<Pod>,
-    services: &'a [String],
-    node_port: u64,
+/// Everybody who can be asked.
+pub(crate) struct World<'a> {
+    pub(crate) nodes: &'a [Node],
+    pub(crate) pods: Vec<Pod>,
+    /// Addresses of the Service `blue`, which some of the pods serve, and its NodePort.
+    pub(crate) services: &'a [String],
+    pub(crate) node_port: u64,
 }
 
 impl World<'_> {
+    /// Every pod and every host asks everybody else.
+    pub(crate) fn ask(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        self.pods.iter().try_for_each(|pod| self.ask_as_pod(cluster, pod))?;
+        self.nodes.iter().try_for_each(|node| self.ask_as_host(node))
+    }
+
     fn ask_as_pod(&self, cluster: &Cluster, pod: &Pod) -> anyhow::Result<()> {
         let mut checks = Checks::default();
         for target in self.pods.iter().filter(|target| target.name != pod.name) {
