@@ -28,9 +28,9 @@ pub struct NetConf {
     pub delete_queue: PathBuf,
     /// `add-timeout`, in seconds on the wire.
     pub add_timeout: Duration,
-    /// `runtimeConfig.ips`: the addresses that the pod asks for.
+    /// `runtimeConfig.ips`: the addresses that the pod asks for. Only ADD reads them.
     pub ips: Vec<IpAddr>,
-    /// The addresses in `prevResult.ips`; CHECK verifies them.
+    /// The addresses in `prevResult.ips`; CHECK verifies them, and DEL does not read them.
     pub previous: Option<Vec<IpNet>>,
     /// `cni.dev/valid-attachments`; `None` when the field is missing.
     pub valid_attachments: Option<BTreeSet<Attachment>>,
@@ -76,7 +76,8 @@ impl NetConf {
         if name.is_empty() && command != Command::Version {
             return Err(PluginError::Config { field: "name".into(), why: "is required and missing".into() });
         }
-        let previous = previous_addresses(&conf)?;
+        // A DEL must not fail on what it does not need: the runtime would repeat it for ever.
+        let previous = if command == Command::Del { None } else { previous_addresses(&conf)? };
         if command == Command::Add && previous.is_some() {
             return Err(PluginError::UnsupportedField {
                 field: "prevResult".into(),
@@ -106,7 +107,7 @@ impl NetConf {
             socket: path("agent-socket", DEFAULT_SOCKET)?,
             delete_queue: path("delete-queue", DEFAULT_DELETE_QUEUE)?,
             add_timeout,
-            ips: runtime_ips(&conf, command)?,
+            ips: if command == Command::Add { runtime_ips(&conf)? } else { Vec::new() },
             previous,
             valid_attachments: valid_attachments(&conf)?,
         })
@@ -114,17 +115,15 @@ impl NetConf {
 }
 
 /// Reads `runtimeConfig` and refuses the capabilities that Basal does not have.
-fn runtime_ips(conf: &Map<String, Value>, command: Command) -> Result<Vec<IpAddr>, PluginError> {
+fn runtime_ips(conf: &Map<String, Value>) -> Result<Vec<IpAddr>, PluginError> {
     let Some(runtime) = field::<Map<String, Value>>(conf, "", "runtimeConfig")? else { return Ok(Vec::new()) };
-    if command == Command::Add {
-        for (name, why) in [
-            ("mac", "MAC addresses are chosen by the agent; remove the capability \"mac\""),
-            ("bandwidth", "bandwidth limits are not supported; remove the capability \"bandwidth\""),
-            ("portMappings", "add the plugin \"portmap\" behind basal-cni and give the capability to that one"),
-        ] {
-            if runtime.get(name).is_some_and(|value| !is_empty(value)) {
-                return Err(PluginError::UnsupportedField { field: format!("runtimeConfig.{name}"), why: why.into() });
-            }
+    for (name, why) in [
+        ("mac", "MAC addresses are chosen by the agent; remove the capability \"mac\""),
+        ("bandwidth", "bandwidth limits are not supported; remove the capability \"bandwidth\""),
+        ("portMappings", "add the plugin \"portmap\" behind basal-cni and give the capability to that one"),
+    ] {
+        if runtime.get(name).is_some_and(|value| !is_empty(value)) {
+            return Err(PluginError::UnsupportedField { field: format!("runtimeConfig.{name}"), why: why.into() });
         }
     }
     let texts = field::<Vec<String>>(&runtime, "runtimeConfig.", "ips")?.unwrap_or_default();
@@ -222,6 +221,21 @@ mod tests {
             let (got_code, message) = refused(text, command);
             assert_eq!(got_code, code, "{text}: {message}");
             assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+
+    /// A runtime repeats a DEL until it succeeds, with the configuration of the ADD that was refused.
+    #[test]
+    fn a_del_does_not_stumble_over_what_only_other_commands_need() {
+        for text in [
+            r#"{"name":"x","runtimeConfig":{"ips":["10.0.0.300"]}}"#,
+            r#"{"name":"x","runtimeConfig":{"ips":"10.0.0.1","mac":"02:00:00:00:00:01"}}"#,
+            r#"{"name":"x","runtimeConfig":[]}"#,
+            r#"{"name":"x","prevResult":{"ips":[{"address":"10.0.0.1"}]}}"#,
+            r#"{"name":"x","prevResult":[]}"#,
+        ] {
+            let conf = NetConf::parse(text.as_bytes(), Command::Del).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((conf.ips, conf.previous), (Vec::new(), None), "{text}");
         }
     }
 
