@@ -114,12 +114,14 @@ impl NetConf {
     }
 }
 
-/// Reads `runtimeConfig` and refuses the capabilities that Basal does not have.
+/// Reads `runtimeConfig` and refuses the capabilities that would change a pod's network and that Basal does not have. The
+/// others are passed over: a runtime gives what the configuration declares, and writes the pod's `resolv.conf` itself.
 fn runtime_ips(conf: &Map<String, Value>) -> Result<Vec<IpAddr>, PluginError> {
     let Some(runtime) = field::<Map<String, Value>>(conf, "", "runtimeConfig")? else { return Ok(Vec::new()) };
     for (name, why) in [
         ("mac", "MAC addresses are chosen by the agent; remove the capability \"mac\""),
         ("bandwidth", "bandwidth limits are not supported; remove the capability \"bandwidth\""),
+        ("ipRanges", "addresses come from the node's blocks; remove the capability \"ipRanges\""),
         ("portMappings", "add the plugin \"portmap\" behind basal-cni and give the capability to that one"),
     ] {
         if runtime.get(name).is_some_and(|value| !is_empty(value)) {
@@ -203,6 +205,14 @@ mod tests {
             (r#"{"name":"x","prevResult":{}}"#, Command::Add, 2, "prevResult"),
             (r#"{"cniVersion":"1.0.0","name":"x"}"#, Command::Check, 7, "prevResult"),
             (r#"{"name":"x","runtimeConfig":{"mac":"02:00:00:00:00:01"}}"#, Command::Add, 2, "runtimeConfig.mac"),
+            (
+                r#"{"name":"x","runtimeConfig":{"bandwidth":{"ingressRate":1}}}"#,
+                Command::Add,
+                2,
+                "runtimeConfig.bandwidth",
+            ),
+            (r#"{"name":"x","runtimeConfig":{"portMappings":[{}]}}"#, Command::Add, 2, "plugin \"portmap\""),
+            (r#"{"name":"x","runtimeConfig":{"ipRanges":[[{}]]}}"#, Command::Add, 2, "runtimeConfig.ipRanges"),
             (r#"{"name":"x","runtimeConfig":{"ips":["10.0.0.1","x"]}}"#, Command::Add, 7, "runtimeConfig.ips[1]"),
             (r#"{"name":"x","add-timeout":0}"#, Command::Add, 7, "add-timeout"),
             (
@@ -242,7 +252,8 @@ mod tests {
     #[test]
     fn reads_what_the_runtime_gives() {
         let text = r#"{"cniVersion":"1.1.0","name":"cilium","type":"basal-cni","agent-socket":"/x",
-            "runtimeConfig":{"ips":["10.0.0.7/24","fd00::7"],"mac":""},
+            "runtimeConfig":{"ips":["10.0.0.7/24","fd00::7"],"mac":"","bandwidth":{},"portMappings":[],"ipRanges":null,
+                "dns":{"servers":["10.0.0.10"]},"cgroupPath":"/kubepods","another":1},
             "cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}"#;
         let conf = NetConf::parse(text.as_bytes(), Command::Add).unwrap();
         assert_eq!(conf.socket, PathBuf::from("/x"));

@@ -108,10 +108,12 @@ pub fn netns(lookup: Lookup<'_>) -> Result<String, PluginError> {
     Ok(path)
 }
 
-/// Reads the pod out of `CNI_ARGS`; `None` when the caller is no kubelet.
+/// Reads the pod out of `CNI_ARGS`; `None` when the caller is no kubelet. Keys that are not known are passed over, with
+/// and without `IgnoreUnknown`.
 ///
 /// # Errors
-/// `Environment` when a pair has no `=`, or only one of namespace and name is given.
+/// `Environment` when a pair has no `=`, only one of namespace and name is given, or `IP` or `MAC` asks for what the pod
+/// would not get (CNI conventions, "CNI_ARGS": deprecated).
 pub fn pod(lookup: Lookup<'_>) -> Result<Option<PodRef>, PluginError> {
     const NAME: &str = "CNI_ARGS";
     let wrong = |why: String| PluginError::Environment { variable: NAME, why };
@@ -120,6 +122,14 @@ pub fn pod(lookup: Lookup<'_>) -> Result<Option<PodRef>, PluginError> {
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| wrong(format!("{pair:?} has no \"=\"")))?;
         args.insert(key, value);
+    }
+    for (key, why) in [
+        ("IP", "IP is not supported; give the address with the capability \"ips\" (runtimeConfig.ips)"),
+        ("MAC", "MAC is not supported; MAC addresses are chosen by the agent"),
+    ] {
+        if args.get(key).is_some_and(|value| !value.is_empty()) {
+            return Err(wrong(why.to_owned()));
+        }
     }
     let get = |key: &str| args.get(key).copied().unwrap_or_default().to_owned();
     let (namespace, name, uid) = (get("K8S_POD_NAMESPACE"), get("K8S_POD_NAME"), get("K8S_POD_UID"));
@@ -189,13 +199,16 @@ mod tests {
         assert!(text(netns(&with(&[("CNI_NETNS", "run/x")])).unwrap_err()).contains("no absolute path"));
         assert!(text(pod(&with(&[("CNI_ARGS", "a;b=c")])).unwrap_err()).contains("\"a\" has no"));
         assert!(text(pod(&with(&[("CNI_ARGS", "K8S_POD_NAME=b")])).unwrap_err()).contains("without"));
+        assert!(text(pod(&with(&[("CNI_ARGS", "IP=10.0.0.7")])).unwrap_err()).contains("capability \"ips\""));
+        let with_mac = with(&[("CNI_ARGS", "IgnoreUnknown=1;MAC=02:00:00:00:00:01")]);
+        assert!(text(pod(&with_mac).unwrap_err()).contains("MAC addresses are chosen by the agent"));
     }
 
     #[test]
     fn reads_the_pod_that_kubelet_names() {
         let args = with(&[(
             "CNI_ARGS",
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=u-1",
+            "IgnoreUnknown=1;IP=;MAC=;GREETING=hello;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=u-1",
         )]);
         let expected = PodRef { namespace: "ns".into(), name: "web-0".into(), uid: Some("u-1".into()) };
         assert_eq!(pod(&args).unwrap(), Some(expected));
