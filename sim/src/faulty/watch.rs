@@ -7,6 +7,8 @@ use futures::{
     stream::{self, BoxStream},
 };
 
+use tokio::time::Instant;
+
 use super::{Departure, Wire, line::Seen, travel};
 use crate::{
     fault::Fault,
@@ -44,8 +46,8 @@ struct Watch<T, E> {
 enum State<T, E> {
     /// It cannot be opened.
     Refused,
-    /// It is opened so much later.
-    Late(Duration),
+    /// It is opened then. Who asked for it may stand still until later.
+    Late(Instant),
     Open(BoxStream<'static, Result<T, E>>),
     Ended,
 }
@@ -79,13 +81,13 @@ impl Wire {
                 self.world.end(&self.id, "is killed");
                 return stream::pending().boxed();
             }
-            Some(Fault::Delay(time)) => State::Late(time),
+            Some(Fault::Delay(time)) => State::Late(Instant::now() + time),
             Some(Fault::Stall(time)) => {
                 self.world.stall(&self.id.name, time);
-                State::Late(time)
+                State::Late(Instant::now() + time)
             }
             _ if refused => State::Refused,
-            _ => State::Late(Duration::ZERO),
+            _ => State::Late(Instant::now()),
         };
         let watch = Watch { kind, open, wire: self.clone(), number, state, seen: self.line.now() };
         stream::unfold(watch, |mut watch| async move {
@@ -102,8 +104,8 @@ impl<T, E: ToString> Watch<T, E> {
             match &mut self.state {
                 State::Ended => return None,
                 State::Refused => return Some(self.broken()),
-                State::Late(time) => {
-                    travel(*time).await;
+                State::Late(at) => {
+                    travel(at.saturating_duration_since(Instant::now())).await;
                     self.state = State::Open((self.open)());
                 }
                 State::Open(items) => {
@@ -113,7 +115,7 @@ impl<T, E: ToString> Watch<T, E> {
                         if !self.kind.goes_on {
                             return Some(self.broken());
                         }
-                        self.state = State::Late(ends.saturating_duration_since(tokio::time::Instant::now()));
+                        self.state = State::Late(ends);
                         continue;
                     }
                     let next = {
@@ -138,7 +140,7 @@ impl<T, E: ToString> Watch<T, E> {
     fn broken(&mut self) -> Result<T, E> {
         let error = (self.kind.error)();
         self.wire.world.delivered(&self.wire.id, self.number, format!("error: {}", error.to_string()));
-        self.state = if self.kind.goes_on { State::Late(Duration::ZERO) } else { State::Ended };
+        self.state = if self.kind.goes_on { State::Late(Instant::now()) } else { State::Ended };
         Err(error)
     }
 
