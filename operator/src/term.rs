@@ -140,6 +140,7 @@ pub async fn begin(
     quarantine: Duration,
     publication: Publication,
 ) -> Result<Begun, BeginError> {
+    let asked = Instant::now();
     ledger::activate(ports.objects.as_ref(), ports.cluster.name().as_str(), ports.store.kind()).await?;
     ports.store.own(&ports.objects).await?;
     let seen = ports.ledger.begin().await?;
@@ -152,6 +153,7 @@ pub async fn begin(
     may_begin(ports, &seen).await?;
     let begun = Instant::now();
     let carried = carried(ports).await?;
+    let objects = begun.elapsed();
     // After the objects: a claim that is newer than what they list is seen.
     let loaded = load(ports, &term).await?;
     for stray in &loaded.strays {
@@ -164,6 +166,8 @@ pub async fn begin(
     let adoption = allocator.adopt(&carried);
     info!(nodes = carried.len(), kept = adoption.kept.len(), lost = adoption.lost.len(), "took over what nodes carry");
     flush(ports, &mut allocator, begun).await?;
+    // What a term that begins slowly waited for.
+    info!(fence = ?begun - asked, ?objects, claims = ?begun.elapsed() - objects, "the term begins");
     let site = Site { cluster: ports.cluster.clone(), publication };
     let core = NodeCore::new(allocator, begun, site, ports.ledger.limits());
     Ok(Begun { core: Arc::new(Mutex::new(core)), lost: adoption.lost })
