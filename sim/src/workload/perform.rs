@@ -292,16 +292,20 @@ impl Stage<'_> {
         self.world.settle(QUIET, LIMIT).await?;
         let mut unnoticed = left.is_some() && judged.fence() == left;
         let mut rollbacks = 0;
-        let mut dangled = false;
+        let mut waited_under = None;
         loop {
             let known = std::mem::replace(&mut rollbacks, self.world.rollbacks());
-            let dangles = !dangled && judged.state(&lock(&self.safety), &pool).has_strays();
+            let term = Some(judged.fence());
+            let dangles = waited_under != term && judged.state(&lock(&self.safety), &pool).has_strays();
             if !(std::mem::take(&mut unnoticed) || known != rollbacks || dangles) {
                 break;
             }
-            dangled |= dangles;
+            if dangles {
+                waited_under = term;
+            }
             // Where etcd was put back, or a rival has the fence, and nobody had anything to write, only the next full pass
-            // notices. A CiliumNode that no Node is known to have stood behind has its time until one joins.
+            // notices. A CiliumNode that no Node is known to have stood behind has its time until one joins, and each leader
+            // counts anew.
             self.world.pass(FULL_PASS.max(self.operators.node_gc)).await?;
             self.world.settle(QUIET, LIMIT).await?;
         }
