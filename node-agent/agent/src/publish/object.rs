@@ -44,15 +44,17 @@ pub fn attachment_id(attachment: &Attachment) -> String {
     attachment.to_string()
 }
 
-/// Compares. Without `shown` the pod has no endpoint here any more; `gone` are the attachments that it had: only an
-/// object that shows one of these is deleted, for a pod of the same name may have come up elsewhere.
+/// Compares. Without `shown` the pod has no endpoint here; `gone` are the attachments that it had, and `pod_uid` is the
+/// pod of that name on this node: only an object that shows one of these is deleted, for a pod of the same name may have
+/// come up elsewhere.
 #[must_use]
-pub fn plan(existing: Option<&Object>, shown: Option<&Shown>, gone: &[String]) -> Step {
+pub fn plan(existing: Option<&Object>, shown: Option<&Shown>, gone: &[String], pod_uid: Option<&str>) -> Step {
     match (existing, shown) {
         (None, None) => Step::Nothing,
         (Some(existing), None) => {
             let of = existing.0.pointer("/status/external-identifiers/cni-attachment-id").and_then(Value::as_str);
-            if of.is_some_and(|of| gone.iter().any(|id| id == of)) { Step::Delete } else { Step::Nothing }
+            let is_gone = of.is_some_and(|of| gone.iter().any(|id| id == of));
+            if is_gone || pod_uid.is_some_and(|uid| is_of(existing, uid)) { Step::Delete } else { Step::Nothing }
         }
         (None, Some(shown)) => Step::Create(object(shown)),
         (Some(existing), Some(shown)) => {
@@ -72,6 +74,12 @@ pub fn plan(existing: Option<&Object>, shown: Option<&Shown>, gone: &[String]) -
             if patch == json!({}) { Step::Nothing } else { Step::Patch(patch) }
         }
     }
+}
+
+/// Whether it is the object of the pod with this uid.
+fn is_of(existing: &Object, pod_uid: &str) -> bool {
+    let owners = existing.0.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    owners.into_iter().flatten().any(|owner| owner["kind"] == "Pod" && owner["uid"] == pod_uid)
 }
 
 /// Whether a merge patch with `wanted` would change nothing.
@@ -163,7 +171,7 @@ mod tests {
     }
 
     fn created(shown: &Shown) -> Object {
-        let Step::Create(object) = plan(None, Some(shown), &[]) else { panic!("nothing is created") };
+        let Step::Create(object) = plan(None, Some(shown), &[], None) else { panic!("nothing is created") };
         object
     }
 
@@ -182,7 +190,7 @@ mod tests {
         let mut object = created(&shown());
         object.0["status"]["future"] = "stays".into();
         object.0["metadata"]["labels"] = json!({"a": "b"});
-        assert_eq!(plan(Some(&object), Some(&shown()), &[]), Step::Nothing);
+        assert_eq!(plan(Some(&object), Some(&shown()), &[], None), Step::Nothing);
     }
 
     #[test]
@@ -190,7 +198,7 @@ mod tests {
         let object = created(&shown());
         let mut changed = shown();
         changed.record.identity = IdentityId::new(301);
-        let Step::Patch(patch) = plan(Some(&object), Some(&changed), &[]) else { panic!("nothing is patched") };
+        let Step::Patch(patch) = plan(Some(&object), Some(&changed), &[], None) else { panic!("nothing is patched") };
         assert_eq!(patch["status"]["identity"]["id"], 301);
         assert_eq!(patch.get("metadata"), None);
     }
@@ -199,7 +207,7 @@ mod tests {
     fn an_endpoint_in_a_lost_block_keeps_its_addresses_and_is_no_record() {
         let object = created(&shown());
         let lost = Shown { node_ip: None, ..shown() };
-        let Step::Patch(patch) = plan(Some(&object), Some(&lost), &[]) else { panic!("nothing is patched") };
+        let Step::Patch(patch) = plan(Some(&object), Some(&lost), &[], None) else { panic!("nothing is patched") };
         assert_eq!(
             patch["status"]["networking"],
             json!({"addressing": [{"ipv4": "10.0.1.5", "ipv6": "fd00::5"}], "node": ""})
@@ -211,8 +219,10 @@ mod tests {
     #[test]
     fn only_our_own_object_is_deleted() {
         let object = created(&shown());
-        assert_eq!(plan(Some(&object), None, &["c1:eth0".into()]), Step::Delete);
-        assert_eq!(plan(Some(&object), None, &["c0:eth0".into()]), Step::Nothing);
-        assert_eq!(plan(None, None, &["c1:eth0".into()]), Step::Nothing);
+        assert_eq!(plan(Some(&object), None, &["c1:eth0".into()], None), Step::Delete);
+        assert_eq!(plan(Some(&object), None, &["c0:eth0".into()], None), Step::Nothing);
+        assert_eq!(plan(None, None, &["c1:eth0".into()], None), Step::Nothing);
+        assert_eq!(plan(Some(&object), None, &[], Some("u")), Step::Delete);
+        assert_eq!(plan(Some(&object), None, &[], Some("v")), Step::Nothing);
     }
 }

@@ -89,6 +89,10 @@ impl Publisher {
         let (mut endpoints, mut claim) = (self.endpoints.changes(), self.claim.clone());
         let pods = self.pods.subscribe();
         let mut underlay = self.underlay.clone();
+        // A run before this one may have ended between the end of an endpoint and that of its object.
+        for key in self.pods.read(|pods| pods.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>()) {
+            queue.add(key).await;
+        }
         loop {
             endpoints.mark_unchanged();
             underlay.mark_unchanged();
@@ -154,6 +158,14 @@ impl Publisher {
         wanted
     }
 
+    /// The uid of a pod of this node, whose endpoints are all known.
+    fn pod_uid(&self, key: &ObjectKey) -> Option<String> {
+        // A record that cannot be read does not say whose endpoint it is.
+        let all_known = self.endpoints.read(|state| state.iter().all(|(_, slot)| slot.record.is_some()));
+        let cached = self.pods.get(key).filter(|_| all_known)?;
+        cached.valid().map(|info| info.uid.clone())
+    }
+
     async fn work(&self, queue: &Queue<ObjectKey>, memory: &Mutex<Memory>) {
         loop {
             let keys = queue.take(CONCURRENCY).await;
@@ -182,7 +194,8 @@ impl Publisher {
         };
         let version = existing.as_ref().map(|object| (object.uid().to_owned(), object.resource_version().to_owned()));
         let (uid, resource_version) = version.unwrap_or_default();
-        let outcome = match plan(existing.as_ref(), shown.as_ref(), &gone) {
+        let pod_uid = self.pod_uid(key);
+        let outcome = match plan(existing.as_ref(), shown.as_ref(), &gone, pod_uid.as_deref()) {
             Step::Nothing => Outcome::Done(()),
             Step::Create(object) => self.objects.create(CILIUM_ENDPOINT, object).await.map(drop),
             Step::Patch(body) => {

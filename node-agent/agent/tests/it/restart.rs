@@ -65,3 +65,18 @@ async fn a_record_that_cannot_be_read_keeps_its_pod_connected() {
     world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_object_of_an_endpoint_that_an_earlier_run_ended_goes() {
+    let mut world = World::ready().await;
+    let pod = world.pod("web-0", json!({"app": "web"})).await;
+    let result = world.add("c1", Some(pod)).await;
+    world.until("the object is there", || !world.objects.all(&resources::CILIUM_ENDPOINT).is_empty()).await;
+    world.stop().await;
+    std::fs::remove_file(world.path(&format!("run/state/endpoints/{}.endpoint", result.host.name))).unwrap();
+
+    world.start();
+    world.until_ready().await;
+    world.until("the object is gone", || world.objects.all(&resources::CILIUM_ENDPOINT).is_empty()).await;
+    world.stop().await;
+}
