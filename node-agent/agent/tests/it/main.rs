@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod cni;
+mod faults;
+mod faulty;
 mod kernel;
 mod node;
 mod objects;

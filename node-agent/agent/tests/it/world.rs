@@ -1,9 +1,9 @@
 //! One node with its agent, and what surrounds it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use basal_agent::{
-    agent::{Agent, Ports, store::Store},
+    agent::{Agent, AgentError, Ports, store::Store},
     config::AgentConfig,
     journal::file::FileJournal,
     metrics::{AgentMetrics, PREFIX},
@@ -42,7 +42,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::kernel::ModelKernel;
+use crate::{
+    faulty::{Faulty, MortalEnv, Script, Wire, until_dead},
+    kernel::ModelKernel,
+};
 
 /// How long anything may take in virtual time.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -66,11 +69,13 @@ pub(crate) struct World {
     pub(crate) arguments: Vec<&'static str>,
     agent: Option<Running>,
     pub(crate) readiness: Readiness,
+    /// What goes wrong between agent and surroundings.
+    pub(crate) script: Arc<Script>,
 }
 
 struct Running {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Option<Result<(), AgentError>>>,
 }
 
 impl World {
@@ -89,10 +94,11 @@ impl World {
             kernel: Arc::new(ModelKernel::new(&["172.18.0.1/16", "fc00::1/64"])),
             objects,
             env,
-            folder: tempfile::tempdir().unwrap(),
             arguments: Vec::new(),
+            folder: folder(),
             agent: None,
             readiness: Readiness::new(),
+            script: Arc::default(),
         };
         for definition in basal_crds::resources::crds() {
             world.create(resources::CRD, definition.object).await;
@@ -148,19 +154,22 @@ impl World {
             Some(keys) => Store::Etcd { kv: Arc::clone(&self.kv) as _, keys: keys.clone(), status: None },
             None => Store::CustomResources,
         };
+        let dead = CancellationToken::new();
+        let wire = Wire::new(&self.script, &dead);
+        let journal = FileJournal::open(&self.path("run/state/endpoints")).unwrap();
         let ports = Ports {
-            env: Arc::clone(&self.env),
+            env: Arc::new(MortalEnv { env: Arc::clone(&self.env), dead: dead.clone() }),
             objects: Arc::clone(&self.objects) as _,
             store,
-            kernel: Arc::clone(&self.kernel) as _,
-            journal: Arc::new(FileJournal::open(&self.path("run/state/endpoints")).unwrap()),
+            kernel: Faulty::new(Arc::clone(&self.kernel), &wire),
+            journal: Faulty::new(Arc::new(journal), &wire),
         };
         self.readiness = Readiness::new();
         let metrics = Metrics::new(PREFIX).register(AgentMetrics::register);
         let stop = CancellationToken::new();
         let agent = Agent::new(ports, settings, "boot-1".into(), self.readiness.clone(), metrics, stop.clone());
         #[expect(clippy::disallowed_methods, reason = "the test awaits the agent's result")]
-        let task = tokio::spawn(async move { agent.run().await.unwrap() });
+        let task = tokio::spawn(async move { until_dead(&dead, agent.run()).await });
         self.agent = Some(Running { stop, task });
     }
 
@@ -168,15 +177,23 @@ impl World {
     pub(crate) async fn stop(&mut self) {
         let running = self.agent.take().unwrap();
         running.stop.cancel();
-        running.task.await.unwrap();
+        running.task.await.unwrap().unwrap().unwrap();
+    }
+
+    /// Waits until an agent that died or gave up is gone, with all that it had sent on its way.
+    pub(crate) async fn bury(&mut self) {
+        let running = self.agent.take().unwrap();
+        drop(running.task.await.unwrap());
+        self.script.arrived().await;
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        let conflist = self.path("net.d/05-cilium.conflist");
+        conflist.exists() && self.readiness.is_ready() && self.readiness.holding().contains(&"cni")
     }
 
     pub(crate) async fn until_ready(&self) {
-        let conflist = self.path("net.d/05-cilium.conflist");
-        self.until("the agent is ready", || {
-            conflist.exists() && self.readiness.is_ready() && self.readiness.holding().contains(&"cni")
-        })
-        .await;
+        self.until("the agent is ready", || self.is_ready()).await;
     }
 
     /// Waits for something; time is virtual.
@@ -309,22 +326,20 @@ impl World {
     }
 
     /// Connects to the agent and asks.
-    pub(crate) async fn open(&self, request: Request) -> UnixStream {
-        let mut stream = UnixStream::connect(self.path("run/basal.sock")).await.unwrap();
-        stream.write_all(&frame::encode(&Call::new(request)).unwrap()).await.unwrap();
-        stream
+    pub(crate) async fn call(&self, request: Request) -> io::Result<(UnixStream, Answer)> {
+        let mut stream = UnixStream::connect(self.path("run/basal.sock")).await?;
+        stream.write_all(&frame::encode(&Call::new(request)).unwrap()).await?;
+        let answer = receive(&mut stream).await?;
+        Ok((stream, answer))
     }
 
     pub(crate) async fn ask(&self, request: Request) -> Answer {
-        let mut stream = self.open(request).await;
-        receive(&mut stream).await
+        self.call(request).await.unwrap().1
     }
 
     /// ADD up to the agent's offer.
     pub(crate) async fn offer(&self, container: &str, pod: Option<PodRef>) -> (UnixStream, Answer) {
-        let mut stream = self.open(Request::Add(add_request(container, pod))).await;
-        let answer = receive(&mut stream).await;
-        (stream, answer)
+        self.call(Request::Add(add_request(container, pod))).await.unwrap()
     }
 
     /// ADD, acknowledged.
@@ -336,10 +351,9 @@ impl World {
 
     /// ADD, acknowledged, with what the agent says to that.
     pub(crate) async fn try_add(&self, container: &str, pod: Option<PodRef>) -> (AddResult, Answer) {
-        let (mut stream, answer) = self.offer(container, pod).await;
+        let (stream, answer) = self.offer(container, pod).await;
         let Answer::Added(result) = answer else { panic!("no result: {answer:?}") };
-        stream.write_all(&frame::encode(&Ack::Received).unwrap()).await.unwrap();
-        (result, receive(&mut stream).await)
+        (result, acknowledge(stream).await.unwrap())
     }
 
     pub(crate) async fn del(&self, container: &str) -> Answer {
@@ -363,6 +377,11 @@ impl World {
     }
 }
 
+/// A folder for the agent's files; in memory where there is such a place, because the journal waits for the disk.
+fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_none| tempfile::tempdir().unwrap())
+}
+
 pub(crate) fn attachment(container: &str) -> Attachment {
     Attachment { container_id: container.into(), ifname: "eth0".into() }
 }
@@ -371,10 +390,16 @@ pub(crate) fn add_request(container: &str, pod: Option<PodRef>) -> AddRequest {
     AddRequest { attachment: attachment(container), netns: format!("/run/netns/{container}"), pod, ips: vec![] }
 }
 
-pub(crate) async fn receive(stream: &mut UnixStream) -> Answer {
+/// Tells the agent that its offer was taken; its answer.
+pub(crate) async fn acknowledge(mut stream: UnixStream) -> io::Result<Answer> {
+    stream.write_all(&frame::encode(&Ack::Received).unwrap()).await?;
+    receive(&mut stream).await
+}
+
+async fn receive(stream: &mut UnixStream) -> io::Result<Answer> {
     let mut header = [0; 4];
-    stream.read_exact(&mut header).await.unwrap();
+    stream.read_exact(&mut header).await?;
     let mut body = vec![0; frame::body_len(header).unwrap()];
-    stream.read_exact(&mut body).await.unwrap();
-    serde_json::from_slice(&body).unwrap()
+    stream.read_exact(&mut body).await?;
+    Ok(serde_json::from_slice(&body).unwrap())
 }

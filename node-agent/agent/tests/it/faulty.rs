@@ -1,0 +1,331 @@
+//! What goes wrong between an agent and its surroundings: decorators over the ports, which number every call and place
+//! one fault at one of them.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use basal_agent::{
+    endpoint::record::EndpointRecord,
+    journal::{Entry, Journal, JournalError, JournalKey},
+};
+use basal_datapath::{
+    kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
+    names::IfName,
+    op::Op,
+};
+use basal_runtime::{
+    env::{Env, SharedEnv, TaskFuture, TaskHandle, spawn_on_tokio},
+    outcome::Outcome,
+};
+use futures::{FutureExt as _, future, select_biased, stream::BoxStream};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// What goes wrong at one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The agent dies before the call leaves.
+    CrashBefore,
+    /// The call is carried out, then the agent dies without its answer. Only for writes: after a read that is a crash
+    /// before the next call.
+    CrashAfter,
+    /// The answer is an error, and nothing is done: the disk is full, the kernel is busy, a server is not there.
+    Refuse,
+    /// Nothing is done, and the agent learns only that it may have been. Only for writes.
+    LoseRequest,
+    /// The call is carried out, and the agent learns only that it may have been. Only for writes.
+    LoseAnswer,
+}
+
+impl Fault {
+    const OF_READS: &[Self] = &[Self::CrashBefore, Self::Refuse];
+    const OF_WRITES: &[Self] =
+        &[Self::CrashBefore, Self::CrashAfter, Self::Refuse, Self::LoseRequest, Self::LoseAnswer];
+
+    /// What can go wrong at a call.
+    pub(crate) fn at(call: &Call) -> &'static [Self] {
+        if call.write { Self::OF_WRITES } else { Self::OF_READS }
+    }
+}
+
+/// A call of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) write: bool,
+    text: String,
+}
+
+impl Call {
+    pub(crate) fn read(text: impl Into<String>) -> Self {
+        Self { write: false, text: text.into() }
+    }
+
+    pub(crate) fn write(text: impl Into<String>) -> Self {
+        Self { write: true, text: text.into() }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Numbers the calls of all incarnations of an agent from 0, from a moment on, and says what goes wrong at which.
+#[derive(Debug, Default)]
+pub(crate) struct Script(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether calls are numbered now.
+    armed: bool,
+    calls: Vec<Call>,
+    plan: Option<(usize, Fault)>,
+    /// Calls that left and are not carried out yet.
+    on_the_way: usize,
+}
+
+impl Script {
+    /// From now on calls are numbered, and this goes wrong.
+    pub(crate) fn arm(&self, plan: Option<(usize, Fault)>) {
+        let mut state = self.0.lock().unwrap();
+        (state.armed, state.plan) = (true, plan);
+        state.calls.clear();
+    }
+
+    /// From now on nothing goes wrong any more; answers the calls that there were.
+    pub(crate) fn disarm(&self) -> Vec<Call> {
+        let mut state = self.0.lock().unwrap();
+        state.armed = false;
+        std::mem::take(&mut state.calls)
+    }
+
+    /// Waits until every call that left is carried out.
+    pub(crate) async fn arrived(&self) {
+        while self.0.lock().unwrap().on_the_way > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn depart(&self, call: Call) -> Option<Fault> {
+        let mut state = self.0.lock().unwrap();
+        if !state.armed {
+            return None;
+        }
+        let number = state.calls.len();
+        state.calls.push(call);
+        state.plan.filter(|(at, _)| *at == number).map(|(_, fault)| fault)
+    }
+
+    fn travel(&self, change: impl FnOnce(&mut usize)) {
+        change(&mut self.0.lock().unwrap().on_the_way);
+    }
+}
+
+/// What a port may answer beside what the other side says.
+pub(crate) trait Answer: Send + 'static {
+    /// The call was not carried out.
+    fn refused() -> Self;
+    /// Nobody knows whether it was.
+    fn lost() -> Self;
+}
+
+/// How a port says that a call was not carried out.
+pub(crate) trait Refused: Send + 'static {
+    fn refused() -> Self;
+}
+
+impl<T: Send + 'static, E: Refused> Answer for Result<T, E> {
+    fn refused() -> Self {
+        Err(E::refused())
+    }
+
+    fn lost() -> Self {
+        Self::refused()
+    }
+}
+
+impl<T: Send + 'static, E: Refused> Answer for Outcome<T, E> {
+    fn refused() -> Self {
+        Self::Refused(E::refused())
+    }
+
+    fn lost() -> Self {
+        Self::Unknown("the answer was lost".to_owned())
+    }
+}
+
+/// How one incarnation of an agent reaches its surroundings. A call that left is carried out even when the agent dies
+/// meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Wire {
+    script: Arc<Script>,
+    /// Cancelled when the agent dies.
+    dead: CancellationToken,
+}
+
+impl Wire {
+    pub(crate) fn new(script: &Arc<Script>, dead: &CancellationToken) -> Self {
+        Self { script: Arc::clone(script), dead: dead.clone() }
+    }
+
+    /// One call, whose other side does `effect`.
+    pub(crate) async fn call<A: Answer>(&self, call: Call, effect: impl Future<Output = A> + Send + 'static) -> A {
+        if self.dead.is_cancelled() {
+            return future::pending().await;
+        }
+        let fault = self.script.depart(call);
+        match fault {
+            Some(Fault::CrashBefore) => {
+                self.dead.cancel();
+                return future::pending().await;
+            }
+            Some(Fault::Refuse) => return A::refused(),
+            Some(Fault::LoseRequest) => return A::lost(),
+            Some(Fault::CrashAfter | Fault::LoseAnswer) | None => {}
+        }
+        let (sender, answer) = oneshot::channel();
+        let (script, dead) = (Arc::clone(&self.script), self.dead.clone());
+        script.travel(|on_the_way| *on_the_way += 1);
+        let journey = async move {
+            let answer = effect.await;
+            script.travel(|on_the_way| *on_the_way -= 1);
+            if fault == Some(Fault::CrashAfter) {
+                dead.cancel();
+            }
+            // The agent may have given up, or died.
+            sender.send(answer).map_or_else(drop, drop);
+        };
+        drop(spawn_on_tokio("wire", Box::pin(journey)));
+        match answer.await {
+            Ok(_) if fault == Some(Fault::LoseAnswer) => A::lost(),
+            Ok(answer) if !self.dead.is_cancelled() => answer,
+            _ => future::pending().await,
+        }
+    }
+}
+
+/// Surroundings whose tasks end all at once when the agent dies.
+pub(crate) struct MortalEnv {
+    pub(crate) env: SharedEnv,
+    pub(crate) dead: CancellationToken,
+}
+
+impl Env for MortalEnv {
+    fn now(&self) -> jiff::Timestamp {
+        self.env.now()
+    }
+
+    fn random_u64(&self) -> u64 {
+        self.env.random_u64()
+    }
+
+    fn spawn(&self, name: &'static str, task: TaskFuture) -> TaskHandle {
+        let dead = self.dead.clone();
+        self.env.spawn(name, Box::pin(async move { until_dead(&dead, task).await.unwrap_or_default() }))
+    }
+}
+
+/// Runs until the agent dies; takes no further step then.
+pub(crate) async fn until_dead<T>(dead: &CancellationToken, task: impl Future<Output = T>) -> Option<T> {
+    let task = task.fuse();
+    futures::pin_mut!(task);
+    select_biased! {
+        () = dead.cancelled().fuse() => None,
+        done = task => Some(done),
+    }
+}
+
+/// A port with the wire to it.
+pub(crate) struct Faulty<P> {
+    pub(crate) port: Arc<P>,
+    pub(crate) wire: Wire,
+}
+
+impl<P> Faulty<P> {
+    pub(crate) fn new(port: Arc<P>, wire: &Wire) -> Arc<Self> {
+        Arc::new(Self { port, wire: wire.clone() })
+    }
+
+    pub(crate) fn port(&self) -> Arc<P> {
+        Arc::clone(&self.port)
+    }
+}
+
+fn busy() -> io::Error {
+    io::Error::from(io::ErrorKind::ResourceBusy)
+}
+
+impl Refused for ReadError {
+    fn refused() -> Self {
+        Self::new("the kernel", busy())
+    }
+}
+
+impl Refused for OpError {
+    fn refused() -> Self {
+        Self::Refused { op: "a change".into(), message: busy().to_string() }
+    }
+}
+
+impl Refused for JournalError {
+    fn refused() -> Self {
+        Self { path: "the journal".into(), why: io::Error::from(io::ErrorKind::StorageFull).to_string() }
+    }
+}
+
+#[async_trait]
+impl<P: Kernel> Kernel for Faulty<P> {
+    async fn read(&self) -> Result<Observed, ReadError> {
+        let port = self.port();
+        self.wire.call(Call::read("kernel: read"), async move { port.read().await }).await
+    }
+
+    async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
+        let (port, of) = (self.port(), name.clone());
+        let effect = async move { port.device(&of).await };
+        self.wire.call(Call::read(format!("kernel: device {name}")), effect).await
+    }
+
+    async fn pod_device(&self, netns: &Path, name: &IfName) -> Result<Option<PodDevice>, ReadError> {
+        let call = Call::read(format!("kernel: device {name} in {}", netns.display()));
+        let (port, netns, name) = (self.port(), netns.to_owned(), name.clone());
+        self.wire.call(call, async move { port.pod_device(&netns, &name).await }).await
+    }
+
+    async fn apply(&self, op: &Op) -> Outcome<(), OpError> {
+        let call = Call::write(format!("kernel: {op}"));
+        let (port, op) = (self.port(), op.clone());
+        self.wire.call(call, async move { port.apply(&op).await }).await
+    }
+
+    fn events(&self) -> BoxStream<'static, KernelEvent> {
+        self.port.events()
+    }
+}
+
+#[async_trait]
+impl<P: Journal> Journal for Faulty<P> {
+    async fn load(&self) -> Result<BTreeMap<JournalKey, Entry>, JournalError> {
+        let port = self.port();
+        self.wire.call(Call::read("journal: load"), async move { port.load().await }).await
+    }
+
+    async fn put(&self, record: &EndpointRecord) -> Outcome<(), JournalError> {
+        let call = Call::write(format!("journal: put {} as {:?}", record.attachment, record.phase));
+        let (port, record) = (self.port(), record.clone());
+        self.wire.call(call, async move { port.put(&record).await }).await
+    }
+
+    async fn remove(&self, key: &JournalKey) -> Outcome<(), JournalError> {
+        let (port, of) = (self.port(), key.clone());
+        let effect = async move { port.remove(&of).await };
+        self.wire.call(Call::write(format!("journal: remove {key}")), effect).await
+    }
+}
