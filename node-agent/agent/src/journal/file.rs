@@ -44,6 +44,11 @@ impl FileJournal {
         let mut entries = BTreeMap::new();
         for item in fs::read_dir(&self.folder).map_err(|error| failed(&self.folder, &error))? {
             let path = item.map_err(|error| failed(&self.folder, &error))?.path();
+            if path.extension().is_some_and(|extension| extension == DRAFT_SUFFIX) {
+                // A crash came before it was a record. It is in nobody's way.
+                fs::remove_file(&path).unwrap_or_default();
+                continue;
+            }
             let is_record = path.extension().is_some_and(|extension| extension == SUFFIX);
             let (true, Some(stem)) = (is_record, path.file_stem().and_then(|stem| stem.to_str())) else { continue };
             let mut entry = fs::read(&path)
@@ -68,6 +73,8 @@ impl FileJournal {
             fs::rename(&draft, &path)
         };
         if let Err(error) = write() {
+            // On a full disk this is what takes the room. The next record of the same name writes over it otherwise.
+            fs::remove_file(&draft).unwrap_or_default();
             return Outcome::Refused(failed(&path, &error));
         }
         self.settle(&path)

@@ -19,7 +19,10 @@ use futures::future::join_all;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::world::{World, attachment};
+use crate::{
+    faulty::Fault,
+    world::{World, attachment},
+};
 
 #[tokio::test(start_paused = true)]
 async fn an_add_makes_everything_and_a_del_leaves_nothing() {
@@ -248,5 +251,49 @@ async fn addresses_are_unique_and_used_again_only_after_a_rest() {
             assert_eq!(world.del(&format!("c{i}")).await, Answer::Deleted);
         }
     }
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_told_and_leaves_nothing() {
+    let mut world = World::ready().await;
+    let name = attachment("c1").host_interface();
+    let draft = world.path(&format!("run/state/endpoints/{name}.draft"));
+    std::os::unix::fs::symlink("/dev/full", draft).unwrap();
+    let (_, answer) = world.offer("c1", None).await;
+    let Answer::Error(AgentError::TryAgain { message }) = answer else { panic!("served: {answer:?}") };
+    let expected =
+        "No space left on device (os error 28); endpoints cannot be added or removed until it can be written";
+    assert!(message.contains(&name) && message.contains(expected), "{message}");
+    assert_eq!(world.leftovers(), [""; 0]);
+
+    world.add("c1", None).await;
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_may_have_been_written_is_removed() {
+    let mut world = World::ready().await;
+    world.script.arm(Some((0, Fault::LoseAnswer)));
+    let (_, answer) = world.offer("c1", None).await;
+    assert!(matches!(answer, Answer::Error(AgentError::TryAgain { .. })), "{answer:?}");
+    assert_eq!(world.leftovers(), [""; 0]);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_del_of_nothing_and_a_second_add_are_served() {
+    let mut world = World::ready().await;
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    let first = world.add("c1", None).await;
+    let second = world.add("c1", None).await;
+    assert_ne!(first.addresses, second.addresses, "an address rests before it is used again");
+    let Answer::Endpoints(endpoints) = world.ask(Request::Endpoints).await else { panic!("no endpoints") };
+    let ips: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.ipv4).collect();
+    assert_eq!(ips, [second.addresses[0].address.addr()]);
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }

@@ -99,7 +99,13 @@ impl Endpoints {
                 Ok(())
             }
             Outcome::Refused(error) => Err(error.into()),
-            Outcome::Unknown(why) => Err(AddError::JournalUnknown(why)),
+            Outcome::Unknown(why) => {
+                // Where nothing was before there may be a record now: the removal has to look.
+                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
+                    slot.journal = slot.journal.or(phase);
+                }
+                Err(AddError::JournalUnknown(why))
+            }
         }
     }
 
