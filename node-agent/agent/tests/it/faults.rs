@@ -1,15 +1,12 @@
 //! The CNI contract when something goes wrong: every fault at every call that the agent makes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    panic::AssertUnwindSafe,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, panic::AssertUnwindSafe, time::Duration};
 
 use basal_cni::api::{AddResult, Answer, CheckRequest, DelRequest, PodRef, Request};
-use futures::{FutureExt as _, future::BoxFuture};
+use basal_objects::object::resources;
+use futures::{FutureExt as _, future::BoxFuture, join};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
     faulty::{Call, Fault},
@@ -36,8 +33,8 @@ type Step = for<'a> fn(&'a mut Node) -> BoxFuture<'a, ()>;
 /// A node whose agent may die, and its container runtime.
 struct Node {
     world: World,
-    /// What the runtime has, by container.
-    added: BTreeMap<String, AddResult>,
+    /// What the runtime has, by container: the pod, and what ADD answered.
+    added: BTreeMap<String, (&'static str, AddResult)>,
     pods: BTreeMap<&'static str, PodRef>,
 }
 
@@ -84,22 +81,29 @@ impl Node {
     }
 
     /// ADD as the runtime does it: what has no good answer is deleted.
-    async fn add(&mut self, container: &str, pod: &str) {
-        let added = add(&self.world, container, self.pods.get(pod)).await;
-        self.take(container, added).await;
+    async fn add(&mut self, container: &str, pod: &'static str) {
+        let added = add(&self.world, container, &self.pods[pod]).await;
+        self.take(container, pod, added).await;
     }
 
-    async fn take(&mut self, container: &str, added: io::Result<AddResult>) {
+    async fn take(&mut self, container: &str, pod: &'static str, added: io::Result<AddResult>) {
         match added {
-            Ok(result) => drop(self.added.insert(container.to_owned(), result)),
+            Ok(result) => drop(self.added.insert(container.to_owned(), (pod, result))),
             Err(_) => self.del(container).await,
         }
     }
 
-    /// What the runtime has is intact, and no address has two owners.
+    /// GC: the runtime has these containers only.
+    async fn collect(&mut self, containers: &[&str]) {
+        self.added.retain(|container, _| containers.contains(&container.as_str()));
+        let request = Request::Gc { valid: containers.iter().map(|container| attachment(container)).collect() };
+        self.until_answered(request, |answer| matches!(answer, Answer::Collected { .. })).await;
+    }
+
+    /// What the runtime has is intact, no address has two owners, and its pods have their objects.
     async fn check(&mut self) {
         let mut owners = BTreeMap::new();
-        for (container, result) in self.added.clone() {
+        for (container, (pod, result)) in self.added.clone() {
             for address in &result.addresses {
                 let other = owners.insert(address.address, container.clone());
                 assert_eq!(other, None, "{} is {container}'s too", address.address);
@@ -107,6 +111,28 @@ impl Node {
             let addresses = result.addresses.iter().map(|address| address.address).collect();
             let request = CheckRequest { attachment: attachment(&container), netns: result.netns, addresses };
             self.until_answered(Request::Check(request), |answer| *answer == Answer::Intact).await;
+            self.revive().await;
+            let has_object = || self.world.objects.all(&resources::CILIUM_ENDPOINT).iter().any(|o| o.name() == pod);
+            self.world.until("the pod has its object", has_object).await;
+        }
+    }
+
+    /// Waits until nothing is left, and nobody has an address but the node: what an agent that died had in etcd may stay
+    /// as long as its lease.
+    async fn until_clean(&mut self) {
+        let began = Instant::now();
+        loop {
+            self.revive().await;
+            let mut left = self.world.leftovers();
+            if let (true, Ok((_, Answer::Ipam(report)))) = (left.is_empty(), self.world.call(Request::Ipam).await) {
+                let used = report.addresses.into_iter().map(|used| used.owner);
+                left.extend(used.filter(|owner| !["router", "health"].contains(&owner.as_str())));
+                if left.is_empty() {
+                    return;
+                }
+            }
+            assert!(began.elapsed() < LEASE, "left: {left:?}");
+            tokio::time::sleep(Duration::from_secs(10)).await;
         }
     }
 
@@ -118,14 +144,8 @@ impl Node {
         for container in containers {
             self.del(&container).await;
         }
-        self.revive().await;
         self.until_clean().await;
         let calls = self.world.script.disarm();
-
-        self.revive().await;
-        let Answer::Ipam(report) = self.world.ask(Request::Ipam).await else { panic!("no report") };
-        let owners: BTreeSet<_> = report.addresses.iter().map(|used| used.owner.as_str()).collect();
-        assert_eq!(owners, BTreeSet::from(["router", "health"]));
         self.world.stop().await;
         self.world.kernel.take_log();
         self.world.start();
@@ -136,22 +156,8 @@ impl Node {
     }
 }
 
-impl Node {
-    /// Waits until nothing is left: what an agent that died had in etcd may stay as long as its lease.
-    async fn until_clean(&self) {
-        let waited = async {
-            while !self.world.leftovers().is_empty() {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        };
-        if tokio::time::timeout(LEASE, waited).await.is_err() {
-            panic!("left: {:?}", self.world.leftovers());
-        }
-    }
-}
-
-async fn add(world: &World, container: &str, pod: Option<&PodRef>) -> io::Result<AddResult> {
-    let (stream, answer) = world.call(Request::Add(add_request(container, pod.cloned()))).await?;
+async fn add(world: &World, container: &str, pod: &PodRef) -> io::Result<AddResult> {
+    let (stream, answer) = world.call(Request::Add(add_request(container, Some(pod.clone())))).await?;
     let Answer::Added(result) = answer else { return Err(io::Error::other(format!("{answer:?}"))) };
     match acknowledge(stream).await? {
         Answer::Committed => Ok(result),
@@ -173,6 +179,9 @@ fn run(scenario: Scenario, source: Source, plan: Option<(usize, Fault)>) -> Resu
         AssertUnwindSafe(tokio::time::timeout(LIMIT, whole)).catch_unwind().await
     });
     match ran {
+        Ok(Ok(calls)) if plan.is_some_and(|(number, _)| number >= calls.len()) => {
+            Err(format!("there were {} calls only", calls.len()))
+        }
         Ok(Ok(calls)) => Ok(calls),
         Ok(Err(_elapsed)) => Err(format!("it did not end within {LIMIT:?}")),
         Err(payload) => Err(payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".to_owned())),
@@ -187,7 +196,7 @@ fn explore(scenario: Scenario, source: Source) {
         run(scenario, source, None).unwrap_or_else(|why| panic!("{name} over {source:?} without a fault: {why}"));
     let (mut runs, mut failures) = (0, Vec::new());
     for (number, call) in calls.iter().enumerate() {
-        for fault in Fault::at(call) {
+        for fault in call.faults {
             runs += 1;
             if let Err(why) = run(scenario, source, Some((number, *fault))) {
                 failures.push(format!("{name} over {source:?}, {fault:?} at call {number} ({call}): {why}"));
@@ -202,11 +211,158 @@ fn nothing(_: &mut Node) -> BoxFuture<'_, ()> {
     async {}.boxed()
 }
 
-const ADD: Scenario =
-    Scenario { name: "ADD, CHECK, DEL", before: nothing, step: |node| async { node.add("c1", "web-0").await }.boxed() };
+fn two_pods(node: &mut Node) -> BoxFuture<'_, ()> {
+    async {
+        node.add("c1", "web-0").await;
+        node.add("c2", "web-1").await;
+    }
+    .boxed()
+}
+
+const ADD: Scenario = Scenario {
+    name: "ADD",
+    before: nothing,
+    step: |node| {
+        async {
+            node.add("c1", "web-0").await;
+        }
+        .boxed()
+    },
+};
+
+const ADD_TWICE: Scenario = Scenario {
+    name: "ADD twice for one container",
+    before: nothing,
+    step: |node| {
+        async {
+            node.add("c1", "web-0").await;
+            node.add("c1", "web-0").await;
+        }
+        .boxed()
+    },
+};
+
+/// As of a StatefulSet, whose next pod may come up before the runtime has done with the one before.
+const ONE_NAME: Scenario = Scenario {
+    name: "two containers of one pod name at once",
+    before: nothing,
+    step: |node| {
+        async {
+            let pod = &node.pods["web-0"];
+            let (one, two) = join!(add(&node.world, "c1", pod), add(&node.world, "c2", pod));
+            node.take("c1", "web-0", one).await;
+            node.take("c2", "web-0", two).await;
+            node.check().await;
+            node.del("c1").await;
+        }
+        .boxed()
+    },
+};
+
+const DEL_ALONE: Scenario = Scenario {
+    name: "DEL without ADD, and twice",
+    before: |node| node.add("c1", "web-0").boxed(),
+    step: |node| {
+        async {
+            node.del("c9").await;
+            node.del("c1").await;
+            node.del("c1").await;
+        }
+        .boxed()
+    },
+};
+
+/// The runtime is killed between the agent's answer to ADD and its own acknowledgement, and knows of nothing.
+const NO_RUNTIME: Scenario = Scenario {
+    name: "ADD of a runtime that is killed",
+    before: nothing,
+    step: |node| {
+        async {
+            let request = add_request("c1", Some(node.pods["web-0"].clone()));
+            drop(node.world.call(Request::Add(request)).await);
+        }
+        .boxed()
+    },
+};
+
+const GC: Scenario =
+    Scenario { name: "GC", before: two_pods, step: |node| async { node.collect(&["c2"]).await }.boxed() };
+
+const RESTART: Scenario = Scenario {
+    name: "restart",
+    before: |node| {
+        async {
+            two_pods(node).await;
+            node.world.stop().await;
+        }
+        .boxed()
+    },
+    step: |node| {
+        async {
+            node.world.start();
+            node.revive().await;
+        }
+        .boxed()
+    },
+};
+
+const REBOOT: Scenario = Scenario {
+    name: "reboot, GC",
+    before: |node| {
+        async {
+            two_pods(node).await;
+            node.world.stop().await;
+            node.world.reboot();
+        }
+        .boxed()
+    },
+    step: |node| {
+        async {
+            node.world.start();
+            node.revive().await;
+            node.collect(&[]).await;
+        }
+        .boxed()
+    },
+};
 
 #[test]
 fn one_pod() {
-    explore(ADD, Source::Etcd);
     explore(ADD, Source::CustomResources);
+}
+
+#[test]
+fn a_second_add() {
+    explore(ADD_TWICE, Source::Etcd);
+}
+
+#[test]
+fn two_pods_of_one_name() {
+    explore(ONE_NAME, Source::Etcd);
+}
+
+#[test]
+fn deletes_of_nothing() {
+    explore(DEL_ALONE, Source::Etcd);
+}
+
+#[test]
+fn a_runtime_that_is_killed() {
+    explore(NO_RUNTIME, Source::Etcd);
+}
+
+#[test]
+fn a_collection() {
+    explore(GC, Source::Etcd);
+}
+
+#[test]
+fn a_restart() {
+    explore(RESTART, Source::Etcd);
+    explore(RESTART, Source::CustomResources);
+}
+
+#[test]
+fn a_reboot() {
+    explore(REBOOT, Source::Etcd);
 }

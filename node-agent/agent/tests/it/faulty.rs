@@ -43,31 +43,28 @@ pub(crate) enum Fault {
     LoseAnswer,
 }
 
-impl Fault {
-    const OF_READS: &[Self] = &[Self::CrashBefore, Self::Refuse];
-    const OF_WRITES: &[Self] =
-        &[Self::CrashBefore, Self::CrashAfter, Self::Refuse, Self::LoseRequest, Self::LoseAnswer];
-
-    /// What can go wrong at a call.
-    pub(crate) fn at(call: &Call) -> &'static [Self] {
-        if call.write { Self::OF_WRITES } else { Self::OF_READS }
-    }
-}
-
 /// A call of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
-    pub(crate) write: bool,
     text: String,
+    /// What can go wrong at it.
+    pub(crate) faults: &'static [Fault],
 }
 
 impl Call {
-    pub(crate) fn read(text: impl Into<String>) -> Self {
-        Self { write: false, text: text.into() }
+    fn read(text: impl Into<String>) -> Self {
+        Self { text: text.into(), faults: &[Fault::CrashBefore, Fault::Refuse] }
     }
 
-    pub(crate) fn write(text: impl Into<String>) -> Self {
-        Self { write: true, text: text.into() }
+    fn write(text: impl Into<String>) -> Self {
+        use Fault::{CrashAfter, CrashBefore, LoseAnswer, LoseRequest, Refuse};
+        Self { text: text.into(), faults: &[CrashBefore, CrashAfter, Refuse, LoseRequest, LoseAnswer] }
+    }
+
+    /// A change of the kernel. To the agent a request that is lost is one that is refused.
+    fn change(op: &Op) -> Self {
+        use Fault::{CrashAfter, CrashBefore, LoseAnswer, Refuse};
+        Self { text: format!("kernel: {op}"), faults: &[CrashBefore, CrashAfter, Refuse, LoseAnswer] }
     }
 }
 
@@ -300,7 +297,7 @@ impl<P: Kernel> Kernel for Faulty<P> {
     }
 
     async fn apply(&self, op: &Op) -> Outcome<(), OpError> {
-        let call = Call::write(format!("kernel: {op}"));
+        let call = Call::change(op);
         let (port, op) = (self.port(), op.clone());
         self.wire.call(call, async move { port.apply(&op).await }).await
     }

@@ -210,6 +210,9 @@ impl Kernel for ModelKernel {
                 let index = self.index_of(name);
                 self.pods.lock().unwrap().retain(|_, pod| pod.device.peer != Some(index));
             }
+            Op::AddAddress(address) if !self.observed().devices.contains_key(&address.link) => {
+                return Outcome::Refused(OpError::NoLink { op: op.to_string(), link: address.link.clone() });
+            }
             _ => {}
         }
         let mut core = self.core.lock().unwrap();

@@ -1,5 +1,7 @@
 //! An agent that is started again.
 
+use std::collections::BTreeSet;
+
 use basal_cni::api::{Answer, Request};
 use basal_objects::object::resources;
 use serde_json::json;
@@ -44,13 +46,20 @@ async fn an_add_that_was_cut_off_is_undone_at_the_next_start() {
     world.stop().await;
 }
 
+/// A record of a newer agent, and one that was cut off.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_cannot_be_read_keeps_its_pod_connected() {
+    keeps_its_pod(|_| b"basal-endpoint 2 x\n{}\n".to_vec()).await;
+    keeps_its_pod(|record| record[..record.len() / 2].to_vec()).await;
+    keeps_its_pod(|_| Vec::new()).await;
+}
+
+async fn keeps_its_pod(damage: fn(&[u8]) -> Vec<u8>) {
     let mut world = World::ready().await;
     let result = world.add("c1", None).await;
     world.stop().await;
     let path = world.path(&format!("run/state/endpoints/{}.endpoint", result.host.name));
-    std::fs::write(&path, "basal-endpoint 2 x\n{}\n").unwrap();
+    std::fs::write(&path, damage(&std::fs::read(&path).unwrap())).unwrap();
     let before = world.kernel.observed();
     world.kernel.take_log();
 
@@ -78,5 +87,20 @@ async fn the_object_of_an_endpoint_that_an_earlier_run_ended_goes() {
     world.start();
     world.until_ready().await;
     world.until("the object is gone", || world.objects.all(&resources::CILIUM_ENDPOINT).is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_reboot_nothing_is_left_and_gc_has_nothing_to_do() {
+    let mut world = World::ready().await;
+    world.add("c1", None).await;
+    world.stop().await;
+    std::fs::write(world.path("run/state/endpoints/lxc0.draft"), "cut off").unwrap();
+    world.reboot();
+    world.start();
+    world.until_ready().await;
+    let answer = world.ask(Request::Gc { valid: BTreeSet::new() }).await;
+    assert_eq!(answer, Answer::Collected { removed: BTreeSet::new() });
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }

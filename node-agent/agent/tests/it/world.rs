@@ -68,6 +68,8 @@ pub(crate) struct World {
     /// Further arguments of the next agent.
     pub(crate) arguments: Vec<&'static str>,
     agent: Option<Running>,
+    /// How often the machine was started.
+    boots: u32,
     pub(crate) readiness: Readiness,
     /// What goes wrong between agent and surroundings.
     pub(crate) script: Arc<Script>,
@@ -91,12 +93,13 @@ impl World {
         let world = Self {
             source,
             kv: Arc::new(ModelKv::new(1)),
-            kernel: Arc::new(ModelKernel::new(&["172.18.0.1/16", "fc00::1/64"])),
+            kernel: kernel(),
             objects,
             env,
             arguments: Vec::new(),
             folder: folder(),
             agent: None,
+            boots: 1,
             readiness: Readiness::new(),
             script: Arc::default(),
         };
@@ -167,7 +170,8 @@ impl World {
         self.readiness = Readiness::new();
         let metrics = Metrics::new(PREFIX).register(AgentMetrics::register);
         let stop = CancellationToken::new();
-        let agent = Agent::new(ports, settings, "boot-1".into(), self.readiness.clone(), metrics, stop.clone());
+        let agent =
+            Agent::new(ports, settings, format!("boot-{}", self.boots), self.readiness.clone(), metrics, stop.clone());
         #[expect(clippy::disallowed_methods, reason = "the test awaits the agent's result")]
         let task = tokio::spawn(async move { until_dead(&dead, agent.run()).await });
         self.agent = Some(Running { stop, task });
@@ -178,6 +182,12 @@ impl World {
         let running = self.agent.take().unwrap();
         running.stop.cancel();
         running.task.await.unwrap().unwrap().unwrap();
+    }
+
+    /// Starts the machine anew, without an agent: what the kernel held is gone.
+    pub(crate) fn reboot(&mut self) {
+        self.boots += 1;
+        self.kernel = kernel();
     }
 
     /// Waits until an agent that died or gave up is gone, with all that it had sent on its way.
@@ -375,6 +385,11 @@ impl World {
         let journal = journal.map(|entry| format!("journal {:?}", entry.unwrap().file_name()));
         links.chain(hooks).chain(rows).chain(keys).chain(objects).chain(journal).collect()
     }
+}
+
+/// A kernel that was just started.
+fn kernel() -> Arc<ModelKernel> {
+    Arc::new(ModelKernel::new(&["172.18.0.1/16", "fc00::1/64"]))
 }
 
 /// A folder for the agent's files; in memory where there is such a place, because the journal waits for the disk.
