@@ -332,12 +332,12 @@ impl Stage<'_> {
 
     /// Starts a fresh operator on what the others left: it has nothing to write.
     async fn begin_again(&self) -> Result<(), Trouble> {
+        // What goes wrong from now on would give it work; while the others stop, too.
+        self.world.calm();
         for replica in Replica::ALL {
             self.stop(replica.name()).await?;
         }
         let judged = self.judged();
-        // What goes wrong from now on would give it work.
-        self.world.calm();
         let (fence, before) = (judged.fence(), judged.written());
         self.start("fresh")?;
         let begun = |_: &World| judged.fence() != fence;
