@@ -194,7 +194,7 @@ impl Publisher {
         };
         let version = existing.as_ref().map(|object| (object.uid().to_owned(), object.resource_version().to_owned()));
         let (uid, resource_version) = version.unwrap_or_default();
-        let pod_uid = self.pod_uid(key);
+        let pod_uid = if shown.is_none() { self.pod_uid(key) } else { None };
         let outcome = match plan(existing.as_ref(), shown.as_ref(), &gone, pod_uid.as_deref()) {
             Step::Nothing => Outcome::Done(()),
             Step::Create(object) => self.objects.create(CILIUM_ENDPOINT, object).await.map(drop),
