@@ -2,7 +2,7 @@
 
 mod begin;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use basal_crds::resources::LedgerStore;
 use basal_ipam::{config::PoolConfig, names::NodeName};
@@ -306,18 +306,7 @@ impl Operator {
         tasks.0.extend(self.duties(&ports, work, &begun, counted));
         tasks.0.extend(duties::collect_endpoints(&ports, self.settings.duties, &self.metrics));
         let queue = Queue::new(Arc::clone(&ports.env), QUEUE, PAUSES);
-        feed(&ports.env, views, &queue, &mut tasks);
-        // Nodes that are gone stand in no view any more, only in claims.
-        let claimed: Vec<NodeName> = lock(&begun.core).allocator.nodes().cloned().collect();
-        let adder = queue.clone();
-        tasks.0.push(ports.env.spawn(
-            "feed-claims",
-            Box::pin(async move {
-                for name in claimed {
-                    adder.add(name).await;
-                }
-            }),
-        ));
+        feed(&ports.env, views, &begun, &queue, &mut tasks);
         let sharing = shared_address::watch(views.clone(), reporter.clone(), self.metrics.clone());
         tasks.0.push(ports.env.spawn("shared-addresses", Box::pin(sharing)));
         let pass = FullPass {
@@ -391,43 +380,63 @@ async fn lost(mut leadership: watch::Receiver<Leadership>, id: TermId) {
     }
 }
 
-/// Puts every name that changes in a view into the queue.
-fn feed(env: &SharedEnv, views: &Views, queue: &Queue<NodeName>, tasks: &mut Tasks) {
-    let from_cache = |changes: Changes, name: &'static str, queue: Queue<NodeName>| {
-        env.spawn(
-            name,
-            Box::pin(async move {
-                loop {
-                    for key in changes.next().await {
-                        add(&queue, &key.name).await;
-                    }
-                }
-            }),
-        )
-    };
-    tasks.0.push(from_cache(views.nodes.subscribe(), "feed-nodes", queue.clone()));
-    tasks.0.push(from_cache(views.cilium_nodes.subscribe(), "feed-ciliumnodes", queue.clone()));
-    let (records, queue) = (views.records.clone(), queue.clone());
-    tasks.0.push(env.spawn(
-        "feed-records",
-        Box::pin(async move {
-            for name in records.names() {
-                add(&queue, &name).await;
-            }
+/// Puts every name of a view into the queue, and then every name that changes there. Nodes that have nothing yet come first:
+/// a leader that has just begun lets nobody wait until it has looked at all the others once more.
+fn feed(env: &SharedEnv, views: &Views, begun: &Begun, queue: &Queue<NodeName>, tasks: &mut Tasks) {
+    let claimed: Arc<BTreeSet<NodeName>> = Arc::new(lock(&begun.core).allocator.nodes().cloned().collect());
+    let from_cache = |changes: Changes, name: &'static str| {
+        let feeder = Feeder { queue: queue.clone(), claimed: Arc::clone(&claimed) };
+        let feeding = async move {
+            feeder.first(changes.next().await.into_iter().map(|key| key.name)).await;
             loop {
-                for name in records.changes().await {
-                    add(&queue, &name).await;
-                }
+                feeder.changed(changes.next().await.into_iter().map(|key| key.name)).await;
             }
-        }),
-    ));
+        };
+        env.spawn(name, Box::pin(feeding))
+    };
+    tasks.0.push(from_cache(views.nodes.subscribe(), "feed-nodes"));
+    tasks.0.push(from_cache(views.cilium_nodes.subscribe(), "feed-ciliumnodes"));
+    let (records, feeder) = (views.records.clone(), Feeder { queue: queue.clone(), claimed });
+    let feeding = async move {
+        feeder.first(records.names().into_iter()).await;
+        // Nodes that are gone stand in no view any more, only in claims.
+        for name in feeder.claimed.iter() {
+            feeder.queue.add_behind(name.clone()).await;
+        }
+        loop {
+            feeder.changed(records.changes().await.into_iter()).await;
+        }
+    };
+    tasks.0.push(env.spawn("feed-records", Box::pin(feeding)));
 }
 
-async fn add(queue: &Queue<NodeName>, name: &str) {
-    match NodeName::new(name) {
-        Ok(name) => queue.add(name).await,
-        Err(error) => warn!(%error, "a record or object has a name that no node can have"),
+/// Puts names into the queue.
+struct Feeder {
+    queue: Queue<NodeName>,
+    /// The nodes that had claims when the term began.
+    claimed: Arc<BTreeSet<NodeName>>,
+}
+
+impl Feeder {
+    async fn first(&self, names: impl Iterator<Item = String>) {
+        for name in names.filter_map(|name| node_name(&name)) {
+            if self.claimed.contains(&name) {
+                self.queue.add_behind(name).await;
+            } else {
+                self.queue.add(name).await;
+            }
+        }
     }
+
+    async fn changed(&self, names: impl Iterator<Item = String>) {
+        for name in names.filter_map(|name| node_name(&name)) {
+            self.queue.add(name).await;
+        }
+    }
+}
+
+fn node_name(name: &str) -> Option<NodeName> {
+    NodeName::new(name).inspect_err(|error| warn!(%error, "a record or object has a name that no node can have")).ok()
 }
 
 /// Looks at a server again and again.

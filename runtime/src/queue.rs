@@ -58,27 +58,39 @@ impl<K: Ord + Clone> Queue<K> {
     /// # Errors
     /// [`Full`]: the key was not added.
     pub fn try_add(&self, key: K) -> Result<(), Full> {
-        self.try_add_at(key, Instant::now())
+        lock(&self.shared.state).add(key, Instant::now())?;
+        self.shared.work.notify_one();
+        Ok(())
     }
 
-    /// Adds a key that is due at a time, when there is room. Of two times for one key the earlier holds.
+    /// Adds a key that is due now, behind all others that are, when there is room.
     ///
     /// # Errors
     /// [`Full`]: the key was not added.
-    pub fn try_add_at(&self, key: K, due: Instant) -> Result<(), Full> {
-        lock(&self.shared.state).add(key, due)?;
+    pub fn try_add_behind(&self, key: K) -> Result<(), Full> {
+        lock(&self.shared.state).add_behind(key, Instant::now())?;
         self.shared.work.notify_one();
         Ok(())
     }
 
     /// Adds a key that is due now, as soon as there is room.
     pub async fn add(&self, key: K) {
+        self.added(|| self.try_add(key.clone())).await;
+    }
+
+    /// Adds a key that is due now, behind all others that are, as soon as there is room.
+    pub async fn add_behind(&self, key: K) {
+        self.added(|| self.try_add_behind(key.clone())).await;
+    }
+
+    /// Tries again whenever a key leaves.
+    async fn added(&self, add: impl Fn() -> Result<(), Full>) {
         loop {
             let room = self.shared.room.notified();
             pin_mut!(room);
             // Registered before the look at the state, so a key that leaves in between is not missed.
             room.as_mut().enable();
-            if self.try_add(key.clone()).is_ok() {
+            if add().is_ok() {
                 return;
             }
             room.await;
@@ -146,11 +158,18 @@ mod tests {
         (Queue::new(Arc::clone(&env), capacity, BACKOFF), env)
     }
 
+    /// Lets a key wait for so many seconds.
+    async fn later(queue: &Queue<u32>, key: u32, seconds: u64) {
+        queue.add(key).await;
+        assert_eq!(queue.take(1).await, [key]);
+        queue.done(&key, Next::After(Duration::from_secs(seconds)));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn take_sleeps_until_the_first_key_is_due() {
         let (queue, _) = queue(10);
         let start = Instant::now();
-        queue.try_add_at(1, start + Duration::from_secs(5)).unwrap();
+        later(&queue, 1, 5).await;
         assert_eq!(queue.take(10).await, [1]);
         assert_eq!(start.elapsed(), Duration::from_secs(5));
     }
@@ -159,7 +178,7 @@ mod tests {
     async fn an_earlier_key_wakes_a_sleeping_taker() {
         let (queue, env) = queue(10);
         let start = Instant::now();
-        queue.try_add_at(1, start + Duration::from_secs(500)).unwrap();
+        later(&queue, 1, 500).await;
         let adder = queue.clone();
         let task = env.spawn(
             "adder",

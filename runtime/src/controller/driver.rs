@@ -139,7 +139,7 @@ impl<C: Controller> Driver<C> {
     /// Adds what there is room for; the rest follows when keys leave the queue.
     fn add_from(&self, backlog: &mut VecDeque<C::Key>) {
         while let Some(key) = backlog.pop_front() {
-            if self.queue.try_add(key.clone()).is_err() {
+            if self.queue.try_add_behind(key.clone()).is_err() {
                 backlog.push_front(key);
                 return;
             }

@@ -13,7 +13,8 @@ use crate::backoff::Backoff;
 ///
 /// A key is in it at most once: it waits for its time, or it is taken. A key that is added while it is taken is looked
 /// at again afterwards, so no change is lost; it is never taken twice at once. Keys that are due are handed out in the
-/// order of their times, and at one time in the order in which they were added.
+/// order of their times, and at one time in the order in which they were added. Behind them come the keys that are only
+/// to be looked at once more, because a process begins or a pass is due: thousands of those hold no change up.
 #[derive(Debug, Clone)]
 pub struct QueueState<K> {
     capacity: usize,
@@ -21,6 +22,8 @@ pub struct QueueState<K> {
     keys: BTreeMap<K, Entry>,
     /// The waiting keys by time and turn.
     waiting: BTreeSet<(Instant, u64, K)>,
+    /// The keys behind all that is due, by turn.
+    behind: BTreeSet<(u64, K)>,
     turns: u64,
 }
 
@@ -34,6 +37,7 @@ struct Entry {
 #[derive(Debug, Clone, Copy)]
 enum Place {
     Waiting { due: Instant, turn: u64 },
+    Behind { turn: u64 },
     Taken { added_again: Option<Instant> },
 }
 
@@ -59,10 +63,10 @@ impl<K: Ord + Clone> QueueState<K> {
     /// An empty queue for at most `capacity` different keys.
     #[must_use]
     pub fn new(capacity: usize, backoff: Backoff) -> Self {
-        Self { capacity, backoff, keys: BTreeMap::new(), waiting: BTreeSet::new(), turns: 0 }
+        Self { capacity, backoff, keys: BTreeMap::new(), waiting: BTreeSet::new(), behind: BTreeSet::new(), turns: 0 }
     }
 
-    /// Adds a key that is due at a time. Of two times for one key the earlier holds.
+    /// Adds a key that is due at a time, which is now for what has changed. Of two times for one key the earlier holds.
     ///
     /// # Errors
     /// [`Full`]: the key is new and there is no room for it.
@@ -78,26 +82,54 @@ impl<K: Ord + Clone> QueueState<K> {
                 self.waiting.remove(&old);
                 self.wait(key, due);
             }
+            Some(Place::Behind { turn }) => {
+                let old = (*turn, key.clone());
+                self.behind.remove(&old);
+                self.wait(key, due);
+            }
             None if full => return Err(Full),
             None => self.wait(key, due),
         }
         Ok(())
     }
 
+    /// Adds a key that is due now, behind all others that are.
+    ///
+    /// # Errors
+    /// [`Full`]: the key is new and there is no room for it.
+    pub fn add_behind(&mut self, key: K, now: Instant) -> Result<(), Full> {
+        let full = self.keys.len() >= self.capacity;
+        match self.keys.get_mut(&key).map(|entry| &mut entry.place) {
+            Some(Place::Taken { .. }) => return self.add(key, now),
+            Some(Place::Behind { .. }) => return Ok(()),
+            Some(Place::Waiting { due, .. }) if *due <= now => return Ok(()),
+            Some(Place::Waiting { due, turn }) => {
+                let old = (*due, *turn, key.clone());
+                self.waiting.remove(&old);
+            }
+            None if full => return Err(Full),
+            None => {}
+        }
+        let turn = self.turn();
+        self.behind.insert((turn, key.clone()));
+        self.put(key, Place::Behind { turn });
+        Ok(())
+    }
+
     /// Takes up to `limit` keys that are due.
     pub fn take(&mut self, now: Instant, limit: usize) -> Vec<K> {
         let mut taken = Vec::new();
-        while taken.len() < limit && self.next_due().is_some_and(|due| due <= now) {
-            let Some((_, _, key)) = self.waiting.pop_first() else { break };
-            if let Some(entry) = self.keys.get_mut(&key) {
-                entry.place = Place::Taken { added_again: None };
-            }
+        while taken.len() < limit {
+            let due = self.waiting.first().is_some_and(|(due, ..)| *due <= now);
+            let due = if due { self.waiting.pop_first().map(|(_, _, key)| key) } else { None };
+            let Some(key) = due.or_else(|| self.behind.pop_first().map(|(_, key)| key)) else { break };
+            self.put(key.clone(), Place::Taken { added_again: None });
             taken.push(key);
         }
         taken
     }
 
-    /// When the next waiting key is due.
+    /// When the next key is due that waits for its time.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.first().map(|(due, ..)| *due)
@@ -149,10 +181,17 @@ impl<K: Ord + Clone> QueueState<K> {
     }
 
     fn wait(&mut self, key: K, due: Instant) {
-        let turn = self.turns;
-        self.turns += 1;
+        let turn = self.turn();
         self.waiting.insert((due, turn, key.clone()));
-        let place = Place::Waiting { due, turn };
+        self.put(key, Place::Waiting { due, turn });
+    }
+
+    fn turn(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
+    }
+
+    fn put(&mut self, key: K, place: Place) {
         self.keys.entry(key).and_modify(|entry| entry.place = place).or_insert(Entry { place, failures: 0 });
     }
 }
@@ -180,6 +219,25 @@ mod tests {
         assert_eq!(queue.take(at(start, 2), 2), ["b", "a"]);
         assert_eq!(queue.take(at(start, 2), 9), ["late"]);
         assert_eq!(queue.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_behind_waits_for_all_that_is_due_and_a_change_brings_it_forward() {
+        let start = Instant::now();
+        let mut queue = QueueState::new(4, BACKOFF);
+        queue.add("later", at(start, 9)).unwrap();
+        for key in ["a", "b", "later", "b"] {
+            queue.add_behind(key, start).unwrap();
+        }
+        assert_eq!(queue.next_due(), None, "none of them waits for a time");
+        queue.add("new", start).unwrap();
+        assert_eq!(queue.add_behind("no room", start), Err(Full));
+        queue.add("b", start).unwrap();
+        queue.add_behind("new", start).unwrap();
+        assert_eq!(queue.take(start, 3), ["new", "b", "a"]);
+        queue.add_behind("a", start).unwrap();
+        queue.done(&"a", Next::Settled, start, 0);
+        assert_eq!(queue.take(start, 9), ["a", "later"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -223,6 +281,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Add(u8, u64),
+        AddBehind(u8),
         Take(usize),
         Done(u8, Next),
         Pass(u64),
@@ -237,6 +296,7 @@ mod tests {
         ]);
         prop_oneof![
             (0..6_u8, 0..10_u64).prop_map(|(key, delay)| Step::Add(key, delay)),
+            (0..6_u8).prop_map(Step::AddBehind),
             (1..4_usize).prop_map(Step::Take),
             (0..6_u8, ends).prop_map(|(key, next)| Step::Done(key, next)),
             (0..5_u64).prop_map(Step::Pass),
@@ -251,8 +311,9 @@ mod tests {
             let start = Instant::now();
             let mut now = start;
             let mut queue = QueueState::new(CAPACITY, BACKOFF);
-            // (key, due, taken, added again)
-            let mut list: Vec<(u8, Instant, bool, Option<Instant>)> = Vec::new();
+            // (key, due or behind all that is, taken, added again)
+            let mut list: Vec<(u8, Option<Instant>, bool, Option<Instant>)> = Vec::new();
+            let is_due = |due: Option<Instant>, now| due.is_none_or(|due| due <= now);
             for step in steps {
                 match step {
                     Step::Pass(seconds) => now += Duration::from_secs(seconds),
@@ -262,20 +323,31 @@ mod tests {
                         let len = list.len();
                         match list.iter_mut().find(|known| known.0 == key) {
                             Some(known) if known.2 => known.3 = Some(known.3.map_or(due, |d| d.min(due))),
-                            Some(known) => known.1 = known.1.min(due),
-                            None if len < CAPACITY => list.push((key, due, false, None)),
+                            Some(known) => known.1 = Some(known.1.map_or(due, |d| d.min(due))),
+                            None if len < CAPACITY => list.push((key, Some(due), false, None)),
+                            None => prop_assert_eq!(answer, Err(Full)),
+                        }
+                    }
+                    Step::AddBehind(key) => {
+                        let answer = queue.add_behind(key, now);
+                        let len = list.len();
+                        match list.iter_mut().find(|known| known.0 == key) {
+                            Some(known) if known.2 => known.3 = Some(known.3.map_or(now, |d| d.min(now))),
+                            Some(known) if is_due(known.1, now) => {}
+                            Some(known) => known.1 = None,
+                            None if len < CAPACITY => list.push((key, None, false, None)),
                             None => prop_assert_eq!(answer, Err(Full)),
                         }
                     }
                     Step::Take(limit) => {
                         let keys = queue.take(now, limit);
-                        let mut due: Vec<_> = list.iter_mut().filter(|known| !known.2 && known.1 <= now).collect();
+                        let mut due: Vec<_> = list.iter_mut().filter(|known| !known.2 && is_due(known.1, now)).collect();
                         prop_assert_eq!(keys.len(), due.len().min(limit));
-                        due.sort_by_key(|known| known.1);
-                        let latest = keys.len().checked_sub(1).map(|last| due[last].1);
+                        due.sort_by_key(|known| (known.1.is_none(), known.1));
+                        let latest = keys.len().checked_sub(1).map(|last| (due[last].1.is_none(), due[last].1));
                         for known in due {
                             if keys.contains(&known.0) {
-                                prop_assert!(Some(known.1) <= latest);
+                                prop_assert!(Some((known.1.is_none(), known.1)) <= latest);
                                 known.2 = true;
                             }
                         }
@@ -291,13 +363,13 @@ mod tests {
                         };
                         let known = list.swap_remove(index);
                         if let Some(due) = own.into_iter().chain(known.3).min() {
-                            list.push((key, due, false, None));
+                            list.push((key, Some(due), false, None));
                         }
                     }
                 }
                 prop_assert_eq!(queue.len(), list.len());
                 prop_assert!(queue.len() <= CAPACITY);
-                let next = list.iter().filter(|known| !known.2).map(|known| known.1).min();
+                let next = list.iter().filter(|known| !known.2).filter_map(|known| known.1).min();
                 prop_assert_eq!(queue.next_due(), next);
             }
         }
