@@ -29,7 +29,7 @@ pub use config::{ConnectError, KubeFlags};
 
 use self::answer::{Answer, NoAnswer};
 use crate::{
-    object::{Object, ObjectKey, Resource},
+    object::{Object, ObjectKey, Resource, resources::POD_CIDR_CELL},
     port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
 };
 
@@ -39,6 +39,13 @@ mod watch;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
+
+/// Kinds of which the API server tracks no fields. Of a cell they are as much text as its claims, which operators alone
+/// write, and a patch of one with 256 claims took it 55 ms with them and 20 ms without.
+///
+/// A patch with an empty entry clears them, and an update of an object without any begins none anew (Kubernetes
+/// documentation, "Server-Side Apply", clearing managedFields).
+const UNTRACKED: [Resource; 1] = [POD_CIDR_CELL];
 
 /// How often a list begins anew when its pages expired.
 const LIST_ATTEMPTS: usize = 3;
@@ -82,12 +89,13 @@ impl fmt::Debug for KubeObjects {
 }
 
 impl KubeObjects {
-    /// Makes the clients; nothing is sent yet. `env` jitters the pauses of watches.
+    /// Makes the clients; nothing is sent yet. `name` is what the API server calls them, `basal-operator` for example; `env`
+    /// jitters the pauses of watches.
     ///
     /// # Errors
     /// There is no usable kubeconfig or service account.
-    pub async fn connect(flags: &KubeFlags, env: SharedEnv) -> Result<Self, ConnectError> {
-        let clients = config::clients(flags).await?;
+    pub async fn connect(flags: &KubeFlags, name: &str, env: SharedEnv) -> Result<Self, ConnectError> {
+        let clients = config::clients(flags, name).await?;
         Ok(Self { servers: Arc::new(Servers { clients, current: AtomicUsize::new(0) }), env })
     }
 
@@ -178,7 +186,7 @@ fn api_resource(resource: &Resource) -> ApiResource {
 }
 
 /// An object as the port shows it: without its managed fields, which are often more than the rest of it. Nobody reads
-/// them, and no write replaces them.
+/// them, and no write replaces them, but for [`UNTRACKED`] kinds.
 fn object(mut value: Value) -> Object {
     if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
         metadata.remove("managedFields");
@@ -229,6 +237,9 @@ impl Objects for KubeObjects {
         match body.as_object_mut().map(|body| body.entry("metadata").or_insert_with(|| json!({}))) {
             Some(Value::Object(metadata)) => {
                 metadata.extend(seen.as_object().cloned().unwrap_or_default());
+                if UNTRACKED.contains(&resource) {
+                    metadata.insert("managedFields".to_owned(), json!([{}]));
+                }
             }
             _ => return Outcome::Refused(Refusal::Invalid("the patch or its metadata is no JSON object".to_owned())),
         }

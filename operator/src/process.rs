@@ -113,9 +113,9 @@ async fn connect(
     durations: &RequestDurations,
 ) -> anyhow::Result<(Arc<dyn Objects>, Arc<dyn Objects>)> {
     let reach = &config.kubernetes.reach;
-    let objects: Arc<dyn Objects> = Arc::new(KubeObjects::connect(reach, Arc::clone(env)).await?);
+    let objects: Arc<dyn Objects> = Arc::new(KubeObjects::connect(reach, "basal-operator", Arc::clone(env)).await?);
     let measured: Arc<dyn Objects> = Arc::new(Measured::new(objects, durations));
-    let lease = KubeObjects::connect(reach, Arc::clone(env)).await?;
+    let lease = KubeObjects::connect(reach, "basal-operator", Arc::clone(env)).await?;
     Ok((Arc::new(Paced::new(measured, PaceOptions::default())), Arc::new(lease)))
 }
 

@@ -69,7 +69,7 @@ impl Stores {
         let env: SharedEnv = Arc::new(SystemEnv);
         let (cluster, pool) = (config.cluster()?, config.pool()?);
         let kvstore = config.kvstore()?;
-        let objects: Arc<dyn Objects> = Arc::new(KubeObjects::connect(&config.reach, Arc::clone(&env)).await?);
+        let objects: Arc<dyn Objects> = Arc::new(KubeObjects::connect(&config.reach, "basal", Arc::clone(&env)).await?);
         let (etcd, ledger): (_, Arc<dyn Ledger>) = match kvstore {
             Some(options) => {
                 let kv: Arc<dyn Kv> = Arc::new(EtcdKv::new(&env, &options.load()?, Limits::from(&options)).await?);

@@ -73,7 +73,7 @@ pub async fn main() -> anyhow::Result<()> {
     let boot_id = fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
     let journal = FileJournal::open(&config.cni.state_dir.join("state/endpoints"))?;
     let kernel = LinuxKernel::new(&env, paths).context("cannot open netlink")?;
-    let objects = KubeObjects::connect(&config.kubernetes, Arc::clone(&env)).await?;
+    let objects = KubeObjects::connect(&config.kubernetes, "basal-agent", Arc::clone(&env)).await?;
     let store = match &settings.etcd {
         Some(keys) => {
             let etcd = EtcdKv::new(&env, &keys.options.load_waiting().await?, Limits::from(&keys.options)).await?;

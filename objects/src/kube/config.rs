@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use http::{HeaderValue, header::USER_AGENT};
 use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
@@ -41,13 +42,17 @@ pub enum ConnectError {
         #[source]
         cause: http::uri::InvalidUri,
     },
+    /// The name of the client cannot stand in a header.
+    #[error("{0:?} cannot be the name of a client")]
+    Name(String),
     /// The client cannot be made; mostly a certificate that does not parse.
     #[error("cannot make a client for the API server: {0}")]
     Client(#[from] kube::Error),
 }
 
-/// A client for each URL, at least one.
-pub(super) async fn clients(flags: &KubeFlags) -> Result<Vec<Client>, ConnectError> {
+/// A client for each URL, at least one. By `name` the API server calls it in its audit log, and in `managedFields` of what it
+/// writes.
+pub(super) async fn clients(flags: &KubeFlags, name: &str) -> Result<Vec<Client>, ConnectError> {
     let mut config = match &flags.k8s_kubeconfig_path {
         Some(path) => {
             Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?
@@ -57,6 +62,8 @@ pub(super) async fn clients(flags: &KubeFlags) -> Result<Vec<Client>, ConnectErr
     // A retried write could answer "already exists" for what it did itself; retries live above the port.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
+    let agent = HeaderValue::try_from(format!("{name}/{}", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent.map_err(|_error| ConnectError::Name(name.to_owned()))?));
     if flags.k8s_api_server_urls.is_empty() {
         return Ok(vec![Client::try_from(config)?]);
     }

@@ -5,6 +5,7 @@
 mod above;
 mod connections;
 mod directory;
+mod managers;
 mod requests;
 mod watches;
 
@@ -39,7 +40,7 @@ async fn connect(server: &ApiServer, user: &str) -> KubeObjects {
 
 async fn connect_to(kubeconfig: PathBuf, urls: Vec<String>) -> KubeObjects {
     let flags = KubeFlags { k8s_kubeconfig_path: Some(kubeconfig), k8s_api_server_urls: urls };
-    KubeObjects::connect(&flags, env()).await.unwrap()
+    KubeObjects::connect(&flags, "basal-test", env()).await.unwrap()
 }
 
 /// Waits, but not for ever.

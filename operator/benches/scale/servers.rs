@@ -77,7 +77,7 @@ impl Servers {
     pub(crate) async fn clients(&self) -> anyhow::Result<Clients> {
         let env: SharedEnv = Arc::new(SystemEnv);
         let flags = KubeFlags { k8s_kubeconfig_path: Some(self.kubeconfig()?), k8s_api_server_urls: Vec::new() };
-        let objects = Arc::new(KubeObjects::connect(&flags, Arc::clone(&env)).await?);
+        let objects = Arc::new(KubeObjects::connect(&flags, "basal-bench", Arc::clone(&env)).await?);
         let cluster = Cluster::new(ClusterName::new("default")?, ClusterId::new(0))?;
         let definitions: Vec<Object> = crds().into_iter().map(|definition| Object(definition.object)).collect();
         crd_install::install(objects.as_ref(), env.as_ref(), &definitions, Duration::from_secs(60)).await?;

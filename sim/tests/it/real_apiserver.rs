@@ -27,7 +27,7 @@ fn env() -> SharedEnv {
 
 async fn connect(server: &ApiServer) -> Arc<dyn Objects> {
     let flags = KubeFlags { k8s_kubeconfig_path: Some(server.kubeconfig("admin").unwrap()), ..KubeFlags::default() };
-    Arc::new(KubeObjects::connect(&flags, env()).await.unwrap())
+    Arc::new(KubeObjects::connect(&flags, "basal-test", env()).await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
