@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use crate::{
         object::resources::NODE,
-        port::{Freshness, MergePatch, ObjectList, Preconditions, Refusal},
+        port::{MergePatch, Page, Preconditions, Refusal, Start},
     };
     use basal_runtime::outcome::Outcome;
 
@@ -284,8 +284,8 @@ mod tests {
         async fn get(&self, _: Resource, _: &ObjectKey) -> Result<Option<Object>, ReadError> {
             Ok(None)
         }
-        async fn list(&self, _: Resource, _: &Scope, _: Freshness) -> Result<ObjectList, ReadError> {
-            Ok(ObjectList { items: vec![], resource_version: String::new() })
+        async fn list_page(&self, _: Resource, _: &Scope, _: &Start) -> Result<Page, ReadError> {
+            Ok(Page { items: vec![], resource_version: String::new(), next: None })
         }
         fn watch(&self, _: Resource, _: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
             lock(&self.0).take().unwrap().boxed()

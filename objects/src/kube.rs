@@ -27,13 +27,17 @@ use tokio::time::timeout;
 
 pub use config::{ConnectError, KubeFlags};
 
-use self::answer::{Answer, NoAnswer};
+use self::{
+    answer::{Answer, NoAnswer},
+    body::{Body, ListBody, ListMeta},
+};
 use crate::{
     object::{Object, ObjectKey, Resource, resources::POD_CIDR_CELL},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{Freshness, MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 
 mod answer;
+mod body;
 mod config;
 mod watch;
 
@@ -46,9 +50,6 @@ const PAGE: u32 = 500;
 /// A patch with an empty entry clears them, and an update of an object without any begins none anew (Kubernetes
 /// documentation, "Server-Side Apply", clearing managedFields).
 const UNTRACKED: [Resource; 1] = [POD_CIDR_CELL];
-
-/// How often a list begins anew when its pages expired.
-const LIST_ATTEMPTS: usize = 3;
 
 /// How long a request may take. The API server itself gives up after 60 s; a quorum read behind a slow etcd takes
 /// seconds.
@@ -126,48 +127,6 @@ impl KubeObjects {
             Err(NoAnswer::Lost(why)) => Outcome::Unknown(why),
         }
     }
-
-    /// One list, page by page; `None` when its pages expired on the way.
-    async fn pages(
-        &self,
-        resource: Resource,
-        scope: &Scope,
-        freshness: Freshness,
-    ) -> Result<Option<ObjectList>, ReadError> {
-        let path = path(&resource, scope.namespace.as_deref());
-        let mut params = ListParams {
-            label_selector: scope.labels.clone(),
-            field_selector: scope.fields.clone(),
-            ..ListParams::default()
-        };
-        match freshness {
-            Freshness::Quorum => params.limit = Some(PAGE),
-            // The API server answers from its memory, in one piece.
-            Freshness::Any => {
-                params.resource_version = Some("0".to_owned());
-                params.version_match = Some(VersionMatch::NotOlderThan);
-            }
-        }
-        let mut items = Vec::new();
-        loop {
-            let answer = self.send(kube::core::Request::new(path.as_str()).list(&params)).await?;
-            if answer.status == StatusCode::GONE && params.continue_token.is_some() {
-                return Ok(None);
-            }
-            let mut page = answer.read(&resource)?.ok_or_else(|| ReadError::UnknownKind(answer::kind(&resource)))?;
-            if let Some(Value::Array(page)) = page.get_mut("items").map(Value::take) {
-                items.extend(page.into_iter().map(|item| typed(&resource, item)));
-            }
-            let meta = |field: &str| page.pointer("/metadata").and_then(|meta| meta.get(field)).and_then(Value::as_str);
-            match meta("continue").filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token.to_owned()),
-                None => {
-                    let resource_version = meta("resourceVersion").unwrap_or_default().to_owned();
-                    return Ok(Some(ObjectList { items, resource_version }));
-                }
-            }
-        }
-    }
 }
 
 /// The path of a kind's objects.
@@ -185,22 +144,13 @@ fn api_resource(resource: &Resource) -> ApiResource {
     }
 }
 
-/// An object as the port shows it: without its managed fields, which are often more than the rest of it. Nobody reads
-/// them, and no write replaces them, but for [`UNTRACKED`] kinds.
-fn object(mut value: Value) -> Object {
-    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
-        metadata.remove("managedFields");
-    }
-    Object(value)
-}
-
 /// An object with its kind and API version, which the items of a list lack.
-fn typed(resource: &Resource, mut item: Value) -> Object {
+fn typed(resource: &Resource, Body(mut item): Body) -> Object {
     if let Some(fields) = item.as_object_mut() {
         fields.entry("apiVersion").or_insert_with(|| resource.api_version().into());
         fields.entry("kind").or_insert_with(|| resource.kind.into());
     }
-    object(item)
+    Object(item)
 }
 
 #[async_trait]
@@ -208,16 +158,36 @@ impl Objects for KubeObjects {
     async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError> {
         let path = path(&resource, key.namespace.as_deref());
         let answer = self.send(kube::core::Request::new(path).get(&key.name, &GetParams::default())).await?;
-        Ok(answer.read(&resource)?.map(object))
+        Ok(answer.read(&resource)?.map(|Body(object)| Object(object)))
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
-        for _attempt in 0..LIST_ATTEMPTS {
-            if let Some(list) = self.pages(resource, scope, freshness).await? {
-                return Ok(list);
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
+        let mut params = ListParams {
+            label_selector: scope.labels.clone(),
+            field_selector: scope.fields.clone(),
+            ..ListParams::default()
+        };
+        match start {
+            Start::First(Freshness::Quorum) => params.limit = Some(PAGE),
+            // The API server answers from its memory, in one piece.
+            Start::First(Freshness::Any) => {
+                params.resource_version = Some("0".to_owned());
+                params.version_match = Some(VersionMatch::NotOlderThan);
+            }
+            Start::Behind(place) => {
+                (params.limit, params.continue_token) = (Some(PAGE), Some(place.clone()));
             }
         }
-        Err(ReadError::Unavailable(format!("its list of {} expired before all pages were read", resource.plural)))
+        let path = path(&resource, scope.namespace.as_deref());
+        let answer = self.send(kube::core::Request::new(path).list(&params)).await?;
+        if answer.status == StatusCode::GONE && params.continue_token.is_some() {
+            let what = resource.plural;
+            return Err(ReadError::Unavailable(format!("the list of {what} expired before all its pages were read")));
+        }
+        let page = answer.read(&resource)?.ok_or_else(|| ReadError::UnknownKind(answer::kind(&resource)))?;
+        let ListBody { metadata: ListMeta { resource_version, r#continue: next }, items } = page;
+        let items = items.unwrap_or_default().into_iter().map(|item| typed(&resource, item)).collect();
+        Ok(Page { items, resource_version, next: Some(next).filter(|next| !next.is_empty()) })
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

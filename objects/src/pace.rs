@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     object::{Object, ObjectKey, Resource},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 
 /// The pause after a 429 that names none.
@@ -212,8 +212,8 @@ impl Objects for Paced {
         self.read(self.objects.get(resource, key)).await
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
-        self.read(self.objects.list(resource, scope, freshness)).await
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
+        self.read(self.objects.list_page(resource, scope, start)).await
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

@@ -33,6 +33,26 @@ pub enum Freshness {
     Any,
 }
 
+/// Where a page of a list begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// At the first object.
+    First(Freshness),
+    /// Behind another page of the same list, by its [`Page::next`].
+    Behind(String),
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// The objects, in the server's order.
+    pub items: Vec<Object>,
+    /// The resourceVersion of the list as a whole.
+    pub resource_version: String,
+    /// Where the next page begins; `None` behind the last one.
+    pub next: Option<String>,
+}
+
 /// The answer to a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObjectList {
@@ -138,11 +158,26 @@ pub trait Objects: Send + Sync + 'static {
     /// See [`ReadError`].
     async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError>;
 
-    /// Reads all objects of a scope.
+    /// Reads the objects of a scope, as many as the server puts into one page.
     ///
     /// # Errors
-    /// See [`ReadError`].
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError>;
+    /// See [`ReadError`]; `Unavailable` also when the list expired since its first page. It has to begin anew then.
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError>;
+
+    /// Reads all objects of a scope. Of kinds with thousands of them [`gather`] holds but one page at a time.
+    ///
+    /// # Errors
+    /// As [`Objects::list_page`].
+    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+        let Page { mut items, mut resource_version, mut next } =
+            self.list_page(resource, scope, &Start::First(freshness)).await?;
+        while let Some(place) = next {
+            let page = self.list_page(resource, scope, &Start::Behind(place)).await?;
+            items.extend(page.items);
+            (resource_version, next) = (page.resource_version, page.next);
+        }
+        Ok(ObjectList { items, resource_version })
+    }
 
     /// Follows the objects of a scope. The stream goes on after an error (it lists again, with a growing pause), and
     /// ends only when it is dropped.
@@ -156,4 +191,25 @@ pub trait Objects: Send + Sync + 'static {
 
     /// Deletes an object, dependents in the background.
     async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal>;
+}
+
+/// Reads all objects of a scope and holds what `keep` answers of each, and of the objects one page at a time.
+///
+/// # Errors
+/// As [`Objects::list_page`].
+pub async fn gather<T: Send>(
+    objects: &dyn Objects,
+    resource: Resource,
+    scope: &Scope,
+    freshness: Freshness,
+    mut keep: impl FnMut(&Object) -> Option<T> + Send,
+) -> Result<Vec<T>, ReadError> {
+    let mut kept = Vec::new();
+    let mut start = Some(Start::First(freshness));
+    while let Some(from) = start {
+        let page = objects.list_page(resource, scope, &from).await?;
+        kept.extend(page.items.iter().filter_map(&mut keep));
+        start = page.next.map(Start::Behind);
+    }
+    Ok(kept)
 }

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use basal_objects::{
     object::{Object, ObjectKey, Resource},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 use basal_runtime::{outcome::Outcome, sync::lock};
 use futures::{StreamExt as _, stream::BoxStream};
@@ -120,8 +120,8 @@ impl Objects for Noted {
         self.read("get", resource, self.inner.get(resource, key).await)
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
-        self.read("list", resource, self.inner.list(resource, scope, freshness).await)
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
+        self.read("list", resource, self.inner.list_page(resource, scope, start).await)
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use basal_objects::{
     object::{Object, ObjectKey, resources},
-    port::{Freshness, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{Freshness, Objects, Preconditions, ReadError, Refusal, Scope, gather},
 };
 use basal_runtime::outcome::Outcome;
 use futures::{StreamExt as _, stream};
@@ -120,20 +120,23 @@ impl EndpointGc {
     /// # Errors
     /// A list could not be read; nothing was deleted.
     pub async fn round(&self) -> Result<EndpointGcReport, ReadError> {
-        let listed = self.objects.list(resources::CILIUM_ENDPOINT, &Scope::default(), Freshness::Quorum).await?;
-        let total = listed.items.len();
+        let (objects, everywhere, mut total) = (self.objects.as_ref(), Scope::default(), 0);
+        let endpoints = gather(objects, resources::CILIUM_ENDPOINT, &everywhere, Freshness::Quorum, |object| {
+            total += 1;
+            Endpoint::of(object)
+        });
         let mut by_namespace: BTreeMap<Option<String>, Vec<Endpoint>> = BTreeMap::new();
-        for endpoint in listed.items.iter().filter_map(Endpoint::of) {
+        for endpoint in endpoints.await? {
             by_namespace.entry(endpoint.key.namespace.clone()).or_default().push(endpoint);
         }
-        drop(listed);
         let mut suspects = Vec::new();
         // One namespace after the other, since pods are large and the API server sends all of theirs.
         for (namespace, endpoints) in by_namespace {
             let scope = Scope { namespace, ..Scope::default() };
-            let pods = self.objects.list(resources::POD, &scope, Freshness::Any).await?;
-            let pods: BTreeMap<&str, Pod> = pods.items.iter().map(|pod| (pod.name(), Pod::of(pod))).collect();
-            suspects.extend(endpoints.into_iter().filter(|one| one.dead(pods.get(one.key.name.as_str())).is_some()));
+            let pod = |pod: &Object| Some((pod.name().to_owned(), Pod::of(pod)));
+            let pods = gather(objects, resources::POD, &scope, Freshness::Any, pod).await?;
+            let pods: BTreeMap<String, Pod> = pods.into_iter().collect();
+            suspects.extend(endpoints.into_iter().filter(|one| one.dead(pods.get(&one.key.name)).is_some()));
         }
         let mut report = EndpointGcReport { alive: total - suspects.len(), ..EndpointGcReport::default() };
         let ends = stream::iter(suspects).map(|endpoint| self.collect(endpoint)).buffer_unordered(CONCURRENCY);

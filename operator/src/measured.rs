@@ -8,7 +8,7 @@ use basal_kvstore::kv::{
 };
 use basal_objects::{
     object::{Object, ObjectKey, Resource},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 use basal_runtime::{
     metrics::{Metrics, Timer, latency_histogram},
@@ -75,9 +75,9 @@ impl Objects for Measured<dyn Objects> {
         self.inner.get(resource, key).await
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
         let _timer = self.timer(API, "list");
-        self.inner.list(resource, scope, freshness).await
+        self.inner.list_page(resource, scope, start).await
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

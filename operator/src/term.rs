@@ -22,7 +22,7 @@ use basal_objects::{
     leadership::Elector,
     ledger::{self, Standing},
     object::resources,
-    port::{Freshness, ReadError, Scope},
+    port::{Freshness, ReadError, Scope, gather},
 };
 use basal_runtime::{
     failure::{Failure, Retry},
@@ -215,16 +215,19 @@ async fn load(ports: &Ports, term: &TermId) -> Result<Loaded, BeginError> {
 
 /// What every CiliumNode lists, with the Node that it belongs to.
 async fn carried(ports: &Ports) -> Result<Vec<Carried>, BeginError> {
-    let list = |resource| async move { ports.objects.list(resource, &Scope::default(), Freshness::Quorum).await };
-    let nodes = list(resources::NODE).await?;
-    let nodes = nodes.items.iter().filter_map(|node| NodeFacts::parse(node).ok());
-    let uids: BTreeMap<NodeName, NodeUid> = nodes.map(|facts| (facts.name, facts.uid)).collect();
-    let mut all: Vec<(NodeName, Vec<PodCidr>)> = Vec::new();
-    for object in list(resources::CILIUM_NODE).await?.items {
-        let Ok(facts) = CiliumNodeFacts::parse(&object) else { continue };
-        let Ok(name) = NodeName::new(object.name()) else { continue };
-        all.push((name, facts.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect()));
-    }
+    let (objects, everywhere) = (ports.objects.as_ref(), Scope::default());
+    let uids = gather(objects, resources::NODE, &everywhere, Freshness::Quorum, |object| {
+        let facts = NodeFacts::parse(object).ok()?;
+        Some((facts.name, facts.uid))
+    });
+    let all = gather(objects, resources::CILIUM_NODE, &everywhere, Freshness::Quorum, |object| {
+        let facts = CiliumNodeFacts::parse(object).ok()?;
+        let blocks: Vec<PodCidr> = facts.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+        Some((NodeName::new(object.name()).ok()?, blocks))
+    });
+    // The API server makes a page of one while this process reads one of the other.
+    let (uids, all) = futures::try_join!(uids, all)?;
+    let uids: BTreeMap<NodeName, NodeUid> = uids.into_iter().collect();
     let in_use = in_use(ports, &all).await?;
     // One that cannot be read may have any address of its node.
     let unreadable: BTreeSet<&NodeName> = in_use.unreadable().iter().filter_map(|one| one.node.as_ref()).collect();

@@ -6,9 +6,9 @@ use std::{error::Error, time::Duration};
 
 use basal_runtime::{failure::chain, outcome::Outcome};
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, de::DeserializeOwned};
 
+use super::body::Body;
 use crate::{
     object::{Object, Resource},
     port::{ReadError, Refusal},
@@ -99,10 +99,12 @@ pub(super) fn kind(resource: &Resource) -> String {
 
 impl Answer {
     /// What a read found; `None` when there is no such object.
-    pub(super) fn read(&self, resource: &Resource) -> Result<Option<Value>, ReadError> {
+    pub(super) fn read<T: DeserializeOwned>(&self, resource: &Resource) -> Result<Option<T>, ReadError> {
         if self.status.is_success() {
             let value = serde_json::from_slice(&self.body);
-            return value.map(Some).map_err(|error| ReadError::Unavailable(format!("it sent no JSON: {error}")));
+            return value
+                .map(Some)
+                .map_err(|error| ReadError::Unavailable(format!("it sent what cannot be read: {error}")));
         }
         let status = self.refusal();
         match self.status {
@@ -119,8 +121,8 @@ impl Answer {
     pub(super) fn written(self) -> Outcome<Object, Refusal> {
         if self.status.is_success() {
             return match serde_json::from_slice(&self.body) {
-                Ok(value) => Outcome::Done(super::object(value)),
-                Err(error) => Outcome::Unknown(format!("the API server's answer was no JSON: {error}")),
+                Ok(Body(object)) => Outcome::Done(Object(object)),
+                Err(error) => Outcome::Unknown(format!("the API server's answer cannot be read: {error}")),
             };
         }
         let status = self.refusal();
@@ -159,7 +161,7 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::object::resources::CILIUM_NODE;
@@ -175,9 +177,9 @@ mod tests {
 
     #[test]
     fn a_missing_object_and_a_missing_kind_are_told_apart() {
-        assert_eq!(answer(404, &status("gone", "NotFound")).read(&CILIUM_NODE), Ok(None));
+        assert_eq!(answer(404, &status("gone", "NotFound")).read::<Body>(&CILIUM_NODE), Ok(None));
         let no_kind = Answer { body: b"404 page not found\n".to_vec(), ..answer(404, &Value::Null) };
-        assert_eq!(no_kind.read(&CILIUM_NODE), Err(ReadError::UnknownKind("ciliumnodes.cilium.io".into())));
+        assert_eq!(no_kind.read::<Body>(&CILIUM_NODE), Err(ReadError::UnknownKind("ciliumnodes.cilium.io".into())));
     }
 
     #[test]
@@ -200,8 +202,8 @@ mod tests {
     fn a_pause_is_read_from_header_or_body() {
         let mut busy = answer(429, &json!({"details": {"retryAfterSeconds": 2}}));
         let pause = |seconds| ReadError::TooManyRequests { retry_after: Some(Duration::from_secs(seconds)) };
-        assert_eq!(busy.read(&CILIUM_NODE), Err(pause(2)));
+        assert_eq!(busy.read::<Body>(&CILIUM_NODE), Err(pause(2)));
         busy.headers.insert(RETRY_AFTER, 7.into());
-        assert_eq!(busy.read(&CILIUM_NODE), Err(pause(7)));
+        assert_eq!(busy.read::<Body>(&CILIUM_NODE), Err(pause(7)));
     }
 }

@@ -13,13 +13,12 @@ use futures::{
 };
 use kube::{
     Api,
-    api::DynamicObject,
     core::Status,
     runtime::watcher::{self, Event, watcher},
 };
 use tokio::time::sleep;
 
-use super::{Servers, answer, api_resource, typed};
+use super::{Servers, answer, api_resource, body::Watched, typed};
 use crate::{
     object::Resource,
     port::{ObjectEvent, ReadError, Scope},
@@ -34,7 +33,7 @@ struct Watch {
     resource: Resource,
     scope: Scope,
     /// The watcher and the number of the server that it talks to.
-    running: Option<(usize, BoxStream<'static, watcher::Result<Event<DynamicObject>>>)>,
+    running: Option<(usize, BoxStream<'static, watcher::Result<Event<Watched>>>)>,
     failures: Failures,
     pause: Option<Duration>,
 }
@@ -70,7 +69,7 @@ impl Watch {
                         self.failures.reset();
                     }
                     self.running = Some((server, events));
-                    return self.event(event);
+                    return Ok(self.event(event));
                 }
                 Some(Err(error)) => {
                     self.pause = Some(self.failures.next(self.env.as_ref()));
@@ -92,10 +91,10 @@ impl Watch {
 
     /// Lists at quorum, in pages, then watches. A streamed list would cost the server less, but kube's begins with
     /// whatever is in the server's memory, which may be older than what was seen before.
-    fn begin(&self) -> (usize, BoxStream<'static, watcher::Result<Event<DynamicObject>>>) {
+    fn begin(&self) -> (usize, BoxStream<'static, watcher::Result<Event<Watched>>>) {
         let (server, client) = self.servers.current();
         let kind = api_resource(&self.resource);
-        let api: Api<DynamicObject> = match &self.scope.namespace {
+        let api: Api<Watched> = match &self.scope.namespace {
             Some(namespace) => Api::namespaced_with(client, namespace, &kind),
             None => Api::all_with(client, &kind),
         };
@@ -107,18 +106,15 @@ impl Watch {
         (server, watcher(api, config).boxed())
     }
 
-    fn event(&self, event: Event<DynamicObject>) -> Result<ObjectEvent, ReadError> {
-        let object = |object: DynamicObject| match serde_json::to_value(object) {
-            Ok(value) => Ok(typed(&self.resource, value)),
-            Err(error) => Err(ReadError::Unavailable(format!("an object cannot be held as JSON: {error}"))),
-        };
-        Ok(match event {
+    fn event(&self, event: Event<Watched>) -> ObjectEvent {
+        let object = |object: Watched| typed(&self.resource, object.body);
+        match event {
             Event::Init => ObjectEvent::Restarted,
-            Event::InitApply(listed) => ObjectEvent::Listed(object(listed)?),
+            Event::InitApply(listed) => ObjectEvent::Listed(object(listed)),
             Event::InitDone => ObjectEvent::InSync,
-            Event::Apply(applied) => ObjectEvent::Applied(object(applied)?),
-            Event::Delete(deleted) => ObjectEvent::Deleted(object(deleted)?),
-        })
+            Event::Apply(applied) => ObjectEvent::Applied(object(applied)),
+            Event::Delete(deleted) => ObjectEvent::Deleted(object(deleted)),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Leadership, TermId};
 use crate::{
     object::{Object, ObjectKey, Resource},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 
 /// Passes reads on, and writes while the term that it was made for lasts. Controllers of a leader get this one, so that
@@ -46,8 +46,8 @@ impl Objects for LeaderWrites {
         self.objects.get(resource, key).await
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
-        self.objects.list(resource, scope, freshness).await
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
+        self.objects.list_page(resource, scope, start).await
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

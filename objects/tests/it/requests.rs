@@ -5,7 +5,7 @@ use basal_objects::{
         Object, ObjectKey,
         resources::{CILIUM_NODE, LEASE, NODE, POD},
     },
-    port::{Freshness, MergePatch, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{Freshness, MergePatch, Objects, Preconditions, ReadError, Refusal, Scope, Start, gather},
 };
 use basal_runtime::outcome::Outcome;
 use serde_json::json;
@@ -107,6 +107,12 @@ async fn lists_in_pages(admin: &dyn Objects) {
     assert!(list.resource_version.parse::<u64>().unwrap() > 0);
     assert_eq!(list.items[519].key(), ObjectKey::cluster("n0519"));
     assert_eq!((&list.items[0].0["kind"], &list.items[0].0["apiVersion"]), (&json!("Node"), &json!("v1")));
+    // Page by page it is the same.
+    let first = admin.list_page(NODE, &Scope::default(), &Start::First(Freshness::Quorum)).await.unwrap();
+    assert_eq!((first.items.len(), first.next.is_some()), (500, true));
+    let name = |object: &Object| Some(object.name().to_owned());
+    let names = gather(&admin, NODE, &Scope::default(), Freshness::Quorum, name).await.unwrap();
+    assert!(names.iter().eq(list.items.iter().map(Object::name)));
     let even = Scope { labels: Some("parity=even".to_owned()), ..Scope::default() };
     assert_eq!(admin.list(NODE, &even, Freshness::Quorum).await.unwrap().items.len(), 260);
     let one = Scope { fields: Some("metadata.name=n0007".to_owned()), ..Scope::default() };

@@ -15,7 +15,7 @@ use basal_kvstore::kv::Revision;
 use basal_objects::{
     cache::{Cache, Version},
     object::{Object, ObjectKey},
-    port::{Freshness, ObjectEvent, ReadError, Scope},
+    port::{Freshness, ObjectEvent, ReadError, Scope, gather},
 };
 use basal_runtime::{
     controller::TermEnded,
@@ -138,11 +138,10 @@ impl FullPass {
 
     async fn objects<T: Send + Sync + 'static>(&self, what: Drift, cache: &Cache<T>) -> Result<(), PassError> {
         let (objects, resource) = (&self.ports.objects, cache.resource());
-        let listed = objects.list(resource, &Scope::default(), Freshness::Quorum).await?;
         let version = |object: &Object| Version::new(object.resource_version());
-        let live: BTreeMap<ObjectKey, Version> =
-            listed.items.iter().map(|object| (object.key(), version(object))).collect();
-        drop(listed);
+        let known = |object: &Object| Some((object.key(), version(object)));
+        let live = gather(objects.as_ref(), resource, &Scope::default(), Freshness::Quorum, known).await?;
+        let live: BTreeMap<ObjectKey, Version> = live.into_iter().collect();
         let cached = |key: &ObjectKey| cache.get(key).map(|cached| cached.version.clone());
         let keys: BTreeSet<ObjectKey> =
             cache.read(|store| store.iter().map(|(key, _)| key).chain(live.keys()).cloned().collect());

@@ -6,7 +6,7 @@ use basal_crds::resources::CiliumEndpoint;
 use basal_ipam::{names::NodeName, prefix::PodCidr};
 use basal_objects::{
     object::{Object, ObjectKey, resources},
-    port::{Freshness, Objects, ReadError, Scope},
+    port::{Freshness, Objects, ReadError, Scope, gather},
 };
 use serde_json::Value;
 
@@ -54,17 +54,17 @@ impl fmt::Display for UnreadableEndpoints {
 impl InUse {
     /// Reads all endpoints, and the pods of those that cannot be read.
     pub(crate) async fn read(objects: &dyn Objects) -> Result<Self, ReadError> {
-        let listed = objects.list(resources::CILIUM_ENDPOINT, &Scope::default(), Freshness::Quorum).await?;
-        let mut found = Self::default();
-        for object in &listed.items {
+        let (mut found, everywhere) = (Self::default(), Scope::default());
+        let unreadable = gather(objects, resources::CILIUM_ENDPOINT, &everywhere, Freshness::Quorum, |object| {
             let (addresses, wrong) = addresses(object);
             found.addresses.extend(addresses);
-            if let Some(why) = wrong {
-                let (key, uid) = (object.key(), object.uid().to_owned());
-                let pod = objects.get(resources::POD, &key).await?;
-                let node = pod.and_then(|pod| node_of(object, &pod));
-                found.unreadable.push(UnreadableEndpoint { key, uid, why, node });
-            }
+            wrong.map(|why| (object.clone(), why))
+        });
+        for (object, why) in unreadable.await? {
+            let (key, uid) = (object.key(), object.uid().to_owned());
+            let pod = objects.get(resources::POD, &key).await?;
+            let node = pod.and_then(|pod| node_of(&object, &pod));
+            found.unreadable.push(UnreadableEndpoint { key, uid, why, node });
         }
         Ok(found)
     }

@@ -16,7 +16,7 @@ use basal_crds::{
 };
 use basal_objects::{
     object::{Object, resources},
-    port::{Freshness, MergePatch, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{Freshness, MergePatch, Objects, Preconditions, ReadError, Refusal, Scope, gather},
 };
 use basal_runtime::{
     env::{SharedEnv, TaskHandle},
@@ -136,15 +136,12 @@ impl Collector {
 
     /// One round; answers how many identities stay and how many went.
     async fn round(&mut self, timeout: Duration) -> Result<(usize, usize), ReadError> {
-        let list = |resource| {
-            let objects = Arc::clone(&self.objects);
-            async move { objects.list(resource, &Scope::default(), Freshness::Quorum).await }
-        };
+        let (objects, scope) = (self.objects.as_ref(), Scope::default());
         // Identities first: one that an endpoint takes meanwhile is in use then.
-        let identities = list(resources::CILIUM_IDENTITY).await?;
-        let endpoints = list(resources::CILIUM_ENDPOINT).await?;
-        let all: Vec<Seen> = identities.items.iter().filter_map(|object| self.seen(object)).collect();
-        let used = endpoints.items.iter().filter_map(used_by).collect();
+        let seen = |object: &Object| self.seen(object);
+        let all = gather(objects, resources::CILIUM_IDENTITY, &scope, Freshness::Quorum, seen).await?;
+        let used = gather(objects, resources::CILIUM_ENDPOINT, &scope, Freshness::Quorum, used_by).await?;
+        let used = used.into_iter().collect();
         let steps = self.heartbeats.round(&all, &used, timeout, Instant::now());
         let mut deleted = 0;
         for (seen, step) in steps {

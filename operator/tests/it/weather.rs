@@ -11,7 +11,7 @@ use basal_kvstore::kv::{
 };
 use basal_objects::{
     object::{Object, ObjectKey, Resource},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{Freshness, MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 use basal_runtime::outcome::Outcome;
 use futures::{
@@ -133,11 +133,11 @@ impl Objects for Under<dyn Objects> {
     }
 
     /// A list that may be old shows nothing.
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
         self.weather.request(false).await.map_err(read_error)?;
-        let list = self.server.list(resource, scope, freshness).await?;
-        let hidden = freshness == Freshness::Any && self.weather.now() == Sky::Blind;
-        Ok(if hidden { ObjectList { items: Vec::new(), ..list } } else { list })
+        let page = self.server.list_page(resource, scope, start).await?;
+        let hidden = *start == Start::First(Freshness::Any) && self.weather.now() == Sky::Blind;
+        Ok(if hidden { Page { items: Vec::new(), ..page } } else { page })
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use basal_objects::{
     object::{Object, ObjectKey, Resource, resources},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 use basal_runtime::outcome::Outcome;
 use futures::{
@@ -41,10 +41,10 @@ impl<P: Objects> Objects for Faulty<P> {
         self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
         let call = call(false, format!("list {} {}", resource.plural, scope_text(scope)));
-        let (server, scope) = (self.server(), scope.clone());
-        let effect = async move { server.list(resource, &scope, freshness).await }.boxed();
+        let (server, scope, start) = (self.server(), scope.clone(), start.clone());
+        let effect = async move { server.list_page(resource, &scope, &start).await }.boxed();
         self.wire.call(Request { call, effect, overtaking: future::ready(()).boxed() }).await
     }
 
@@ -157,7 +157,7 @@ impl Told for Option<Object> {
     }
 }
 
-impl Told for ObjectList {
+impl Told for Page {
     fn told(&self) -> String {
         format!("{} objects at {}", self.items.len(), self.resource_version)
     }

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use basal_kvstore::kv::Revision;
 use basal_objects::{
     object::{Object, ObjectKey, Resource, resources},
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 use basal_runtime::{env::SharedEnv, outcome::Outcome, sync::lock};
 use futures::stream::BoxStream;
@@ -368,10 +368,11 @@ impl Objects for ModelObjects {
         Ok(state.get(&kinds::key(&resource, key.namespace.as_deref(), &key.name)))
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, _: Freshness) -> Result<ObjectList, ReadError> {
+    /// One page holds everything.
+    async fn list_page(&self, resource: Resource, scope: &Scope, _: &Start) -> Result<Page, ReadError> {
         let state = self.state();
         let items = state.list(&resource, scope)?;
-        Ok(ObjectList { items, resource_version: state.store.revision().to_string() })
+        Ok(Page { items, resource_version: state.store.revision().to_string(), next: None })
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {

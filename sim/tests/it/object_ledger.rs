@@ -17,7 +17,7 @@ use basal_objects::{
         Object, ObjectKey, Resource,
         resources::{LEDGER, POD_CIDR_CELL},
     },
-    port::{Freshness, MergePatch, ObjectEvent, ObjectList, Objects, Preconditions, ReadError, Refusal, Scope},
+    port::{MergePatch, ObjectEvent, Objects, Page, Preconditions, ReadError, Refusal, Scope, Start},
 };
 use basal_runtime::{env::SeededEnv, outcome::Outcome};
 use basal_sim::objects::ModelObjects;
@@ -109,13 +109,13 @@ impl Objects for Hooked {
         self.server.get(resource, key).await
     }
 
-    async fn list(&self, resource: Resource, scope: &Scope, freshness: Freshness) -> Result<ObjectList, ReadError> {
-        let list = self.server.list(resource, scope, freshness).await;
+    async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
+        let page = self.server.list_page(resource, scope, start).await;
         let hook = self.hook.lock().unwrap().take();
         if let Some(hook) = hook {
             hook.await;
         }
-        list
+        page
     }
 
     fn watch(&self, resource: Resource, scope: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
