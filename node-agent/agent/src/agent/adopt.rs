@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use basal_datapath::{kernel::Observed, names::IfName};
+use basal_datapath::{kernel::Observed, names::IfName, plan::NodePlan};
 
 use crate::{
     endpoint::{
@@ -42,6 +42,15 @@ pub(super) fn own_addresses(observed: &Observed, published: &[IpAddr]) -> OwnAdd
     let published = by_family(published.iter().copied());
     let health = Addresses { v4: published.v4.or(unclaimed.v4), v6: published.v6.or(unclaimed.v6) };
     OwnAddresses { router, health }
+}
+
+/// Whether the routes in pods may have been made for another MTU: by an agent of the other kind of routing, or whose devices
+/// had another one. The kernel's answer does not show what is in the pods.
+pub(super) fn of_another_mtu(observed: &Observed, plan: &NodePlan) -> bool {
+    let links = &observed.state.links;
+    let mut pods = links.iter().filter(|(name, _)| name.is_endpoint());
+    links.contains_key(&IfName::vxlan()) != plan.routing.tunnel().is_some()
+        || pods.any(|(_, link)| link.mtu != plan.device_mtu)
 }
 
 /// Reserves what endpoints from before the restart hold. One whose address is somebody else's is left alone: of two

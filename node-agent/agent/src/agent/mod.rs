@@ -25,7 +25,6 @@ use basal_cni::api::{Component, ComponentState, NodeReport};
 use basal_crds::directory::Directory;
 use basal_datapath::{
     kernel::{Kernel, Observed},
-    names::IfName,
     plan::{NodePlan, Routers},
     routing::{Routing, Tunnel},
 };
@@ -216,8 +215,7 @@ impl Agent {
             view.take_mtu_of(underlay.tunnel_ip);
         }
         adopt::put_restored(&restored, &mut view);
-        if observed.state.links.contains_key(&IfName::vxlan()) != self.settings.routing.tunnel().is_some() {
-            // The MTU of their routes was that of the other kind of routing.
+        if adopt::of_another_mtu(&observed, view.local()) {
             view.renew_pods();
         }
 

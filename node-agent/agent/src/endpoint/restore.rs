@@ -140,7 +140,7 @@ pub fn sort(entries: BTreeMap<JournalKey, Entry>, observed: &Observed, boot_id: 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use basal_cni::api::Attachment;
@@ -151,7 +151,8 @@ mod tests {
     use super::*;
     use crate::{endpoint::record::EndpointRecord, journal::Unusable};
 
-    fn record(n: u16, phase: Phase, boot_id: &str) -> EndpointRecord {
+    /// A record of container `c<n>`.
+    pub(in crate::endpoint) fn record(n: u16, phase: Phase, boot_id: &str) -> EndpointRecord {
         EndpointRecord {
             id: EndpointId::new(n).unwrap(),
             attachment: Attachment { container_id: format!("c{n}"), ifname: "eth0".into() },

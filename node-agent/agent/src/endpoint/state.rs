@@ -220,13 +220,13 @@ impl State {
         self.slots.remove(key);
     }
 
-    /// Those that GC removes: all that were answered to the runtime and that it does not list. Records that cannot be
-    /// read are recognised by the name of their interface.
+    /// Those that GC removes: all that were answered to the runtime and that it does not list, and those whose removal is
+    /// not finished. Records that cannot be read are recognised by the name of their interface.
     #[must_use]
     pub fn orphans(&self, valid: &BTreeSet<Attachment>) -> Vec<JournalKey> {
         let valid: BTreeSet<JournalKey> = valid.iter().map(JournalKey::of).collect();
-        let settled = |slot: &Slot| slot.record.as_ref().is_none_or(|record| record.phase == Phase::Committed);
-        let orphan = |(key, slot): &(&JournalKey, &Slot)| settled(slot) && !valid.contains(*key);
+        let answered = |slot: &Slot| slot.record.as_ref().is_none_or(|record| record.phase != Phase::Adding);
+        let orphan = |(key, slot): &(&JournalKey, &Slot)| answered(slot) && !valid.contains(*key);
         self.slots.iter().filter(orphan).map(|(key, _)| key.clone()).collect()
     }
 
@@ -248,6 +248,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::restore::tests::record;
 
     const NOW: Duration = Duration::ZERO;
 
@@ -283,6 +284,22 @@ mod tests {
         let mut moved = State::new(vec![Family::V4], NOW);
         moved.serve(&BTreeSet::from(["10.0.2.0/29".parse().unwrap()]));
         assert_eq!(moved.own(&Owner::router(), &[earlier], NOW).unwrap().v4, "10.0.2.1".parse().ok());
+    }
+
+    #[test]
+    fn a_collection_takes_all_that_the_runtime_had_an_answer_to_and_what_is_half_removed() {
+        let mut state = state();
+        for (n, phase) in [(1, Phase::Adding), (2, Phase::Committed), (3, Phase::Removing), (4, Phase::Committed)] {
+            let record = record(n, phase, "");
+            let slot = Slot { record: Some(record.clone()), ..slot(record.id, Addresses::default()) };
+            state.insert(JournalKey::of(&record.attachment), slot);
+        }
+        let valid = record(4, Phase::Committed, "").attachment;
+        let mut orphans = state.orphans(&[valid].into());
+        orphans.sort();
+        let mut expected = [key(2), key(3)];
+        expected.sort();
+        assert_eq!(orphans, expected);
     }
 
     #[test]

@@ -41,13 +41,28 @@ async fn restart(world: &mut World, arguments: &[&'static str]) {
     world.until_ready().await;
 }
 
+/// The MTU of a pod's default route.
+fn pods_mtu(world: &World) -> Option<u32> {
+    world.kernel.pod("c1").routes[&"0.0.0.0/0".parse().unwrap()].mtu
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_with_another_mtu_gives_it_to_its_pods() {
+    let mut world = World::ready().await;
+    world.add("c1", None).await;
+    assert_eq!(pods_mtu(&world), Some(1450));
+    for (argument, mtu) in [("--mtu=1400", 1350), ("--mtu=1500", 1450)] {
+        restart(&mut world, &[argument]).await;
+        assert_eq!(pods_mtu(&world), Some(mtu), "{argument}");
+    }
+    world.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_goes_from_a_tunnel_to_native_routing_and_back_with_its_pods() {
     let mut world = World::ready().await;
     world.add("c1", None).await;
     put_node(&world, "n2", "172.18.0.2").await;
-    let default = "0.0.0.0/0".parse().unwrap();
-    let pods_mtu = |world: &World| world.kernel.pod("c1").routes[&default].mtu;
     world.until("the node is known", || route(&world, "10.0.2.0/24").is_some()).await;
     assert_eq!(pods_mtu(&world), Some(1450));
     let tunneled = world.kernel.observed().state;
