@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test faults faults-mutants soak fuzz bench-operator bench-ipam fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz bench-operator bench-ipam fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -36,6 +36,9 @@ test: setup ## run every check and test (needs root); the last lines are the tim
 faults: ## explore SCHEDULES=N random schedules with faults from SEED=S on, or replay SCHEDULE='{…}' (docs/testing.md)
 	FAULTS_SCHEDULES='$(SCHEDULES)' FAULTS_SEED='$(SEED)' FAULTS_SCHEDULE='$(SCHEDULE)' cargo nextest run --workspace \
 		--profile faults --no-capture -E 'test(random_faults_in_random_schedules)'
+
+faults-agent: ## put PAIRS=N pairs of faults from SEED=S into each scenario of the agent, over each store (docs/testing.md)
+	FAULTS_PAIRS='$(PAIRS)' FAULTS_SEED='$(SEED)' cargo nextest run --package basal-agent --no-capture -E 'test(pairs_of_faults)'
 
 faults-mutants: ## break the code that ships in many places, and show which test notices (MUTANTS='…' for some of them)
 	cargo xtask mutants $(MUTANTS)

@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    faulty::Fault,
+    faulty::{Planned, Side},
     world::{World, attachment},
 };
 
@@ -276,7 +276,7 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_record_that_may_have_been_written_is_removed() {
     let mut world = World::ready().await;
-    world.script.arm(Some((0, Fault::LoseAnswer)));
+    world.script.arm(&[Side::Node], &[Planned::lost_answer(0)]);
     let (_, answer) = world.offer("c1", None).await;
     assert!(matches!(answer, Answer::Error(AgentError::TryAgain { .. })), "{answer:?}");
     assert_eq!(world.leftovers(), [""; 0]);

@@ -1,6 +1,8 @@
 //! What goes wrong between an agent and its surroundings: decorators over the ports, which number every call and place
 //! one fault at one of them.
 
+mod stores;
+
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -43,28 +45,40 @@ pub(crate) enum Fault {
     LoseAnswer,
 }
 
+/// Where a call of the agent goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The kernel and the disk.
+    Node,
+    /// etcd and the API server.
+    Servers,
+}
+
 /// A call of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
+    side: Side,
     text: String,
     /// What can go wrong at it.
     pub(crate) faults: &'static [Fault],
 }
 
+/// What can go wrong at a write.
+const WRITE: [Fault; 5] = [Fault::CrashBefore, Fault::CrashAfter, Fault::Refuse, Fault::LoseRequest, Fault::LoseAnswer];
+
 impl Call {
-    fn read(text: impl Into<String>) -> Self {
-        Self { text: text.into(), faults: &[Fault::CrashBefore, Fault::Refuse] }
+    fn read(side: Side, text: impl Into<String>) -> Self {
+        Self { side, text: text.into(), faults: &[Fault::CrashBefore, Fault::Refuse] }
     }
 
-    fn write(text: impl Into<String>) -> Self {
-        use Fault::{CrashAfter, CrashBefore, LoseAnswer, LoseRequest, Refuse};
-        Self { text: text.into(), faults: &[CrashBefore, CrashAfter, Refuse, LoseRequest, LoseAnswer] }
+    fn write(side: Side, text: impl Into<String>) -> Self {
+        Self { side, text: text.into(), faults: &WRITE }
     }
 
     /// A change of the kernel. To the agent a request that is lost is one that is refused.
     fn change(op: &Op) -> Self {
         use Fault::{CrashAfter, CrashBefore, LoseAnswer, Refuse};
-        Self { text: format!("kernel: {op}"), faults: &[CrashBefore, CrashAfter, Refuse, LoseAnswer] }
+        Self { side: Side::Node, text: format!("kernel: {op}"), faults: &[CrashBefore, CrashAfter, Refuse, LoseAnswer] }
     }
 }
 
@@ -74,32 +88,51 @@ impl fmt::Display for Call {
     }
 }
 
+/// What goes wrong: which of the faults of the call with a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Planned {
+    pub(crate) call: usize,
+    /// Counted round, since a call has as many as it has.
+    pub(crate) fault: usize,
+}
+
+impl Planned {
+    /// The answer of a write is lost.
+    pub(crate) fn lost_answer(call: usize) -> Self {
+        Self { call, fault: WRITE.iter().position(|fault| *fault == Fault::LoseAnswer).unwrap() }
+    }
+
+    pub(crate) fn at(self, call: &Call) -> Fault {
+        call.faults[self.fault % call.faults.len()]
+    }
+}
+
 /// Numbers the calls of all incarnations of an agent from 0, from a moment on, and says what goes wrong at which.
 #[derive(Debug, Default)]
 pub(crate) struct Script(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether calls are numbered now.
-    armed: bool,
+    /// The calls to these are numbered now.
+    armed: Vec<Side>,
     calls: Vec<Call>,
-    plan: Option<(usize, Fault)>,
+    plan: Vec<Planned>,
     /// Calls that left and are not carried out yet.
     on_the_way: usize,
 }
 
 impl Script {
-    /// From now on calls are numbered, and this goes wrong.
-    pub(crate) fn arm(&self, plan: Option<(usize, Fault)>) {
+    /// From now on calls to these sides are numbered, and this goes wrong.
+    pub(crate) fn arm(&self, sides: &[Side], plan: &[Planned]) {
         let mut state = self.0.lock().unwrap();
-        (state.armed, state.plan) = (true, plan);
+        (state.armed, state.plan) = (sides.to_owned(), plan.to_owned());
         state.calls.clear();
     }
 
     /// From now on nothing goes wrong any more; answers the calls that there were.
     pub(crate) fn disarm(&self) -> Vec<Call> {
         let mut state = self.0.lock().unwrap();
-        state.armed = false;
+        state.armed.clear();
         std::mem::take(&mut state.calls)
     }
 
@@ -112,12 +145,13 @@ impl Script {
 
     fn depart(&self, call: Call) -> Option<Fault> {
         let mut state = self.0.lock().unwrap();
-        if !state.armed {
+        if !state.armed.contains(&call.side) {
             return None;
         }
         let number = state.calls.len();
+        let fault = state.plan.iter().find(|planned| planned.call == number).map(|planned| planned.at(&call));
         state.calls.push(call);
-        state.plan.filter(|(at, _)| *at == number).map(|(_, fault)| fault)
+        fault
     }
 
     fn travel(&self, change: impl FnOnce(&mut usize)) {
@@ -281,17 +315,17 @@ impl Refused for JournalError {
 impl<P: Kernel> Kernel for Faulty<P> {
     async fn read(&self) -> Result<Observed, ReadError> {
         let port = self.port();
-        self.wire.call(Call::read("kernel: read"), async move { port.read().await }).await
+        self.wire.call(Call::read(Side::Node, "kernel: read"), async move { port.read().await }).await
     }
 
     async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
         let (port, of) = (self.port(), name.clone());
         let effect = async move { port.device(&of).await };
-        self.wire.call(Call::read(format!("kernel: device {name}")), effect).await
+        self.wire.call(Call::read(Side::Node, format!("kernel: device {name}")), effect).await
     }
 
     async fn pod_device(&self, netns: &Path, name: &IfName) -> Result<Option<PodDevice>, ReadError> {
-        let call = Call::read(format!("kernel: device {name} in {}", netns.display()));
+        let call = Call::read(Side::Node, format!("kernel: device {name} in {}", netns.display()));
         let (port, netns, name) = (self.port(), netns.to_owned(), name.clone());
         self.wire.call(call, async move { port.pod_device(&netns, &name).await }).await
     }
@@ -311,11 +345,11 @@ impl<P: Kernel> Kernel for Faulty<P> {
 impl<P: Journal> Journal for Faulty<P> {
     async fn load(&self) -> Result<BTreeMap<JournalKey, Entry>, JournalError> {
         let port = self.port();
-        self.wire.call(Call::read("journal: load"), async move { port.load().await }).await
+        self.wire.call(Call::read(Side::Node, "journal: load"), async move { port.load().await }).await
     }
 
     async fn put(&self, record: &EndpointRecord) -> Outcome<(), JournalError> {
-        let call = Call::write(format!("journal: put {} as {:?}", record.attachment, record.phase));
+        let call = Call::write(Side::Node, format!("journal: put {} as {:?}", record.attachment, record.phase));
         let (port, record) = (self.port(), record.clone());
         self.wire.call(call, async move { port.put(&record).await }).await
     }
@@ -323,6 +357,6 @@ impl<P: Journal> Journal for Faulty<P> {
     async fn remove(&self, key: &JournalKey) -> Outcome<(), JournalError> {
         let (port, of) = (self.port(), key.clone());
         let effect = async move { port.remove(&of).await };
-        self.wire.call(Call::write(format!("journal: remove {key}")), effect).await
+        self.wire.call(Call::write(Side::Node, format!("journal: remove {key}")), effect).await
     }
 }

@@ -153,16 +153,18 @@ impl World {
         let arguments = arguments.map(Into::into).into_iter().chain(more).collect();
         let sources = Sources { arguments, ..Sources::default() };
         let settings = load::<AgentConfig>(&sources, REFUSALS).unwrap().config.settings().unwrap();
-        let store = match &settings.etcd {
-            Some(keys) => Store::Etcd { kv: Arc::clone(&self.kv) as _, keys: keys.clone(), status: None },
-            None => Store::CustomResources,
-        };
         let dead = CancellationToken::new();
         let wire = Wire::new(&self.script, &dead);
+        let store = match &settings.etcd {
+            Some(keys) => {
+                Store::Etcd { kv: Faulty::new(Arc::clone(&self.kv), &wire), keys: keys.clone(), status: None }
+            }
+            None => Store::CustomResources,
+        };
         let journal = FileJournal::open(&self.path("run/state/endpoints")).unwrap();
         let ports = Ports {
             env: Arc::new(MortalEnv { env: Arc::clone(&self.env), dead: dead.clone() }),
-            objects: Arc::clone(&self.objects) as _,
+            objects: Faulty::new(Arc::clone(&self.objects), &wire),
             store,
             kernel: Faulty::new(Arc::clone(&self.kernel), &wire),
             journal: Faulty::new(Arc::new(journal), &wire),
