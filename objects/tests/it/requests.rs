@@ -111,7 +111,7 @@ async fn lists_in_pages(admin: &dyn Objects) {
     let first = admin.list_page(NODE, &Scope::default(), &Start::First(Freshness::Quorum)).await.unwrap();
     assert_eq!((first.items.len(), first.next.is_some()), (500, true));
     let name = |object: &Object| Some(object.name().to_owned());
-    let names = gather(&admin, NODE, &Scope::default(), Freshness::Quorum, name).await.unwrap();
+    let names = gather(admin, NODE, &Scope::default(), Freshness::Quorum, name).await.unwrap();
     assert!(names.iter().eq(list.items.iter().map(Object::name)));
     let even = Scope { labels: Some("parity=even".to_owned()), ..Scope::default() };
     assert_eq!(admin.list(NODE, &even, Freshness::Quorum).await.unwrap().items.len(), 260);
