@@ -122,6 +122,9 @@ fn runtime_ips(conf: &Map<String, Value>) -> Result<Vec<IpAddr>, PluginError> {
         ("mac", "MAC addresses are chosen by the agent; remove the capability \"mac\""),
         ("bandwidth", "bandwidth limits are not supported; remove the capability \"bandwidth\""),
         ("ipRanges", "addresses come from the node's blocks; remove the capability \"ipRanges\""),
+        ("aliases", "names for pods are not supported; remove the capability \"aliases\""),
+        ("deviceID", "a pod gets a veth pair and no device of the node; remove the capability \"deviceID\""),
+        ("infinibandGUID", "a pod gets an Ethernet interface; remove the capability \"infinibandGUID\""),
         ("portMappings", "add the plugin \"portmap\" behind basal-cni and give the capability to that one"),
     ] {
         if runtime.get(name).is_some_and(|value| !is_empty(value)) {
@@ -213,6 +216,14 @@ mod tests {
             ),
             (r#"{"name":"x","runtimeConfig":{"portMappings":[{}]}}"#, Command::Add, 2, "plugin \"portmap\""),
             (r#"{"name":"x","runtimeConfig":{"ipRanges":[[{}]]}}"#, Command::Add, 2, "runtimeConfig.ipRanges"),
+            (r#"{"name":"x","runtimeConfig":{"aliases":["db"]}}"#, Command::Add, 2, "runtimeConfig.aliases"),
+            (r#"{"name":"x","runtimeConfig":{"deviceID":"0000:04:00.5"}}"#, Command::Add, 2, "runtimeConfig.deviceID"),
+            (
+                r#"{"name":"x","runtimeConfig":{"infinibandGUID":"c2"}}"#,
+                Command::Add,
+                2,
+                "runtimeConfig.infinibandGUID",
+            ),
             (r#"{"name":"x","runtimeConfig":{"ips":["10.0.0.1","x"]}}"#, Command::Add, 7, "runtimeConfig.ips[1]"),
             (r#"{"name":"x","add-timeout":0}"#, Command::Add, 7, "add-timeout"),
             (

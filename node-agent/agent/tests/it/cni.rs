@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use basal_agent::sync::task::{FULL_PASS_INTERVAL, MAKING_AT_ONCE};
 use basal_cni::{
-    api::{AgentError, Answer, CheckRequest, DelRequest, Request},
+    api::{AddRequest, AgentError, Answer, CheckRequest, DelRequest, Request},
     client::Deadline,
     delete_queue::Producer,
 };
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     faulty::{Planned, Side},
-    world::{World, attachment},
+    world::{World, acknowledge, add_request, attachment},
 };
 
 #[tokio::test(start_paused = true)]
@@ -294,6 +294,35 @@ async fn a_del_of_nothing_and_a_second_add_are_served() {
     let ips: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.ipv4).collect();
     assert_eq!(ips, [second.addresses[0].address.addr()]);
     assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requested_address_is_given_waited_for_or_refused() {
+    let mut world = World::ready().await;
+    let ask = async |container: &str, ips: &[&str]| {
+        let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        world.call(Request::Add(AddRequest { ips, ..add_request(container, None) })).await.unwrap()
+    };
+    let (stream, answer) = ask("c1", &["10.0.1.77"]).await;
+    let Answer::Added(result) = answer else { panic!("{answer:?}") };
+    let given: Vec<_> = result.addresses.iter().map(|address| address.address.addr().to_string()).collect();
+    assert_eq!((given.len(), given[0].as_str()), (2, "10.0.1.77"), "the other family has one as well: {given:?}");
+    assert_eq!(acknowledge(stream).await.unwrap(), Answer::Committed);
+    for (ips, why) in [
+        (["10.0.2.7"], "requested address 10.0.2.7 is not in this node's blocks"),
+        (["10.0.1.255"], "requested address 10.0.1.255 is the first or last one"),
+    ] {
+        let (_, answer) = ask("c2", &ips).await;
+        assert!(matches!(&answer, Answer::Error(error) if error.to_string().contains(why)), "{ips:?}: {answer:?}");
+    }
+    // Somebody has it, and lets it go.
+    let ((stream, answer), deleted) = futures::join!(ask("c2", &["10.0.1.77"]), world.del("c1"));
+    let Answer::Added(again) = answer else { panic!("{answer:?}") };
+    assert_eq!((again.addresses[0].address, deleted), (result.addresses[0].address, Answer::Deleted));
+    assert_eq!(acknowledge(stream).await.unwrap(), Answer::Committed);
+    assert_eq!(world.del("c2").await, Answer::Deleted);
     world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }
