@@ -202,8 +202,8 @@ impl BlockSafety {
         if put_back {
             self.take_as_it_is(&uses);
             let blocks = self.recorded().difference(&before).cloned().collect();
-            self.returned = Some(Returned { fence: self.fence(kv), blocks });
-        } else if self.returned.as_ref().is_some_and(|returned| returned.fence != self.fence(kv)) {
+            self.returned = Some(Returned { fence: kv.value(&self.keys.fence()), blocks });
+        } else if self.returned.as_ref().is_some_and(|returned| returned.fence != kv.value(&self.keys.fence())) {
             self.returned = None;
         }
         self.check_owners(&uses)?;
@@ -225,16 +225,6 @@ impl BlockSafety {
     fn recorded(&self) -> BTreeSet<(PodCidr, String)> {
         let holdings = self.records.values().flat_map(|(_, holdings)| holdings);
         holdings.map(|holding| (holding.block, holding.node.clone())).collect()
-    }
-
-    fn fence(&self, kv: &ModelKv) -> Option<Vec<u8>> {
-        let mut fence = None;
-        kv.visit(&self.keys.fence(), |key, _, value| {
-            if key == self.keys.fence() {
-                fence = Some(value.to_vec());
-            }
-        });
-        fence
     }
 
     fn has_returned(&self, holding: &Holding) -> bool {

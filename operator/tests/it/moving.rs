@@ -70,7 +70,7 @@ async fn agent_says(world: &World, node: &str, store: &str) {
 }
 
 fn text(world: &World, key: &str) -> String {
-    let value = world.kv().contents().get(key).cloned().unwrap_or_default();
+    let value = world.kv().value(key).unwrap_or_default();
     String::from_utf8(value).unwrap()
 }
 

@@ -6,7 +6,6 @@ use futures::{
     FutureExt as _, StreamExt as _, pin_mut, select_biased,
     stream::{self, BoxStream},
 };
-
 use tokio::time::Instant;
 
 use super::{Departure, Wire, line::Seen, travel};

@@ -122,6 +122,12 @@ impl ModelKv {
         state.store.scan(prefix, "").for_each(|(key, stored)| see(key, stored.mod_revision, &stored.value));
     }
 
+    /// The value of a key.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<Vec<u8>> {
+        self.state().store.get(key).map(|stored| stored.value.to_vec())
+    }
+
     /// Every key with its value.
     #[must_use]
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {

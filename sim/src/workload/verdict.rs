@@ -187,16 +187,19 @@ impl Judged<'_> {
 
     /// The term that the ledger's fence holds.
     pub(super) fn fence(&self) -> Option<String> {
-        let mut fence = None;
         match self.store {
-            Store::Etcd => self.world.kv().visit(&LedgerKeys::new(self.cluster).fence(), |_, _, value| {
-                fence = Some(String::from_utf8_lossy(value).into_owned());
-            }),
-            Store::CustomResources => self.world.objects().visit(&resources::LEDGER, |_, _, value| {
-                fence = value.pointer("/spec/term").and_then(Value::as_str).map(str::to_owned);
-            }),
+            Store::Etcd => {
+                let fence = self.world.kv().value(&LedgerKeys::new(self.cluster).fence())?;
+                Some(String::from_utf8_lossy(&fence).into_owned())
+            }
+            Store::CustomResources => {
+                let mut fence = None;
+                self.world.objects().visit(&resources::LEDGER, |_, _, value| {
+                    fence = value.pointer("/spec/term").and_then(Value::as_str).map(str::to_owned);
+                });
+                fence
+            }
         }
-        fence
     }
 
     /// What operators wrote for nodes, by key: the version that they wrote, or what of it tells more than the term.
