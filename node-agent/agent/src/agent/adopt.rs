@@ -9,7 +9,7 @@ use crate::{
         build::endpoint,
         record::Addresses,
         restore::{self, Restored},
-        state::{State, by_family},
+        state::{Slot, State, by_family},
     },
     node::registration::OwnAddresses,
     view::View,
@@ -53,21 +53,24 @@ pub(super) fn of_another_mtu(observed: &Observed, plan: &NodePlan) -> bool {
         || pods.any(|(_, link)| link.mtu != plan.device_mtu)
 }
 
-/// Reserves what endpoints from before the restart hold. One whose address is somebody else's is left alone: of two
-/// records the first stands, and GC or DEL end the other.
+/// Reserves what endpoints from before the restart hold. Of two records with one address the first stands. The other is
+/// known as one that has nothing, not even its number, which may be the first one's as well: so GC and DEL find its record.
 pub(super) fn keep(restored: &mut Restored, state: &mut State) {
     let mut refused = Vec::new();
     let unreadable = restored.unreadable.iter().map(|(key, (slot, _))| (key, slot));
     for (key, slot) in restored.kept.iter().chain(unreadable).chain(&restored.removed) {
         if let Err(error) = state.restore(key.clone(), slot.clone()) {
-            tracing::error!(%key, %error, "two records hold one address; this one is not taken over");
-            refused.push(key.clone());
+            tracing::error!(%key, %error, "two records hold one address; this one is not taken over, and stays until DEL or GC");
+            refused.push((key.clone(), slot.clone()));
         }
     }
-    for key in refused {
+    for (key, slot) in refused {
         restored.kept.remove(&key);
         restored.unreadable.remove(&key);
         restored.removed.remove(&key);
+        let nothing =
+            Slot { addresses: Addresses::default(), record: None, connected: false, announced: false, ..slot };
+        state.insert(key, nothing);
     }
 }
 

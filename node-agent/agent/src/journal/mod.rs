@@ -65,7 +65,7 @@ pub type Entry = Result<EndpointRecord, Unusable>;
 
 /// Why the journal did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("journal {path}: {why}; endpoints cannot be added or removed until it can be written")]
+#[error("journal {path}: {why}; endpoints cannot be added until it can be written")]
 pub struct JournalError {
     /// The folder or file.
     pub path: String,

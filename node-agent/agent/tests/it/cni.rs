@@ -262,13 +262,28 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     std::os::unix::fs::symlink("/dev/full", draft).unwrap();
     let (_, answer) = world.offer("c1", None).await;
     let Answer::Error(AgentError::TryAgain { message }) = answer else { panic!("served: {answer:?}") };
-    let expected =
-        "No space left on device (os error 28); endpoints cannot be added or removed until it can be written";
+    let expected = "No space left on device (os error 28); endpoints cannot be added until it can be written";
     assert!(message.contains(&name) && message.contains(expected), "{message}");
     assert_eq!(world.leftovers(), [""; 0]);
 
     world.add("c1", None).await;
     assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_leave_a_full_disk() {
+    let mut world = World::ready().await;
+    for container in ["c1", "c2"] {
+        world.add(container, None).await;
+        // The next write of its record meets a full disk.
+        let name = attachment(container).host_interface();
+        std::os::unix::fs::symlink("/dev/full", world.path(&format!("run/state/endpoints/{name}.draft"))).unwrap();
+    }
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    let answer = world.ask(Request::Gc { valid: BTreeSet::new() }).await;
+    assert_eq!(answer, Answer::Collected { removed: [attachment("c2")].into() });
     world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }

@@ -20,6 +20,10 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// Longer than the leases of agents.
 const LEASE: Duration = Duration::from_secs(20 * 60);
 
+/// By how many calls two runs may differ in which nothing goes wrong: files and the socket are real, and what the agent
+/// writes of one object twice may become one write.
+const LOOSE_END: usize = 4;
+
 /// What is done while something goes wrong.
 #[derive(Clone, Copy)]
 struct Scenario {
@@ -211,21 +215,21 @@ impl Place {
     #[expect(clippy::print_stdout, reason = "tells those who look how much was tried")]
     fn explore(self) {
         let calls = self.calls();
-        let (mut runs, mut without, mut failures) = (0, 0, Vec::new());
+        let (mut runs, mut failures) = (0, Vec::new());
         for (call, text) in calls.iter().enumerate() {
             for fault in 0..text.faults.len() {
                 runs += 1;
                 let planned = Planned { call, fault };
-                match self.run(&[planned]) {
-                    Ok(calls) => without += usize::from(calls.len() <= call),
-                    Err(why) => failures.push(format!("{:?} at call {call} ({text}): {why}", planned.at(text))),
-                }
+                let why = match self.run(&[planned]) {
+                    Ok(made) if made.len() > call || made.len() + LOOSE_END > calls.len() => continue,
+                    Ok(made) => format!("there were {} calls only", made.len()),
+                    Err(why) => why,
+                };
+                failures.push(format!("{:?} at call {call} ({text}): {why}", planned.at(text)));
             }
         }
         println!("{self}: {} calls, {runs} runs", calls.len());
         assert!(failures.is_empty(), "{self}: {} of {runs} runs failed:\n{}", failures.len(), failures.join("\n"));
-        // Files and the socket are real, so which calls the agent still makes when a run ends is not always the same.
-        assert!(10 * without <= runs, "{self}: {without} of {runs} runs did not come to their fault");
     }
 
     /// Two faults in one run: the first anywhere, the second soon after it, wherever that leads.

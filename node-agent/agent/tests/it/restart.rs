@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use basal_agent::{
+    endpoint::record::EndpointRecord,
+    journal::{Journal as _, file::FileJournal},
+};
 use basal_cni::api::{Answer, Request};
 use basal_objects::object::resources;
 use serde_json::json;
 
-use crate::world::World;
+use crate::world::{World, attachment};
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_changes_nothing_in_the_kernel() {
@@ -71,6 +75,26 @@ async fn keeps_its_pod(damage: fn(&[u8]) -> Vec<u8>) {
 
     assert_eq!(world.del("c1").await, Answer::Deleted);
     assert_eq!(world.del("c2").await, Answer::Deleted);
+    world.until("nothing is left", || world.leftovers().is_empty()).await;
+    world.stop().await;
+}
+
+/// As from a backup of the folder that was laid over it.
+#[tokio::test(start_paused = true)]
+async fn of_two_records_with_one_address_one_stands_and_gc_finds_both() {
+    let mut world = World::ready().await;
+    let result = world.add("c1", None).await;
+    world.stop().await;
+    let journal = FileJournal::open(&world.path("run/state/endpoints")).unwrap();
+    let record = journal.load().await.unwrap().into_values().next().unwrap().unwrap();
+    assert!(journal.put(&EndpointRecord { attachment: attachment("c2"), ..record }).await.is_done());
+    world.start();
+    world.until_ready().await;
+    let Answer::Ipam(report) = world.ask(Request::Ipam).await else { panic!("no report") };
+    let address = result.addresses[0].address.addr();
+    assert_eq!(report.addresses.iter().filter(|used| used.ip == address).count(), 1);
+    let answer = world.ask(Request::Gc { valid: BTreeSet::new() }).await;
+    assert!(matches!(answer, Answer::Collected { .. }), "{answer:?}");
     world.until("nothing is left", || world.leftovers().is_empty()).await;
     world.stop().await;
 }

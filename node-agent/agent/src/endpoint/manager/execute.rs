@@ -43,14 +43,18 @@ impl Endpoints {
         match (step, &slot.record) {
             (Step::Record(phase), Some(record)) => {
                 let record = EndpointRecord { phase, ..record.clone() };
-                self.journal_answer(key, Some(phase), self.inner.journal.put(&record).await)?;
-            }
-            // A record that cannot be read cannot be rewritten: the removal goes on without the note.
-            (Step::Record(phase), None) => {
-                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
-                    slot.journal = Some(phase);
+                match self.inner.journal.put(&record).await {
+                    // Nothing can be written to a full disk, but pods can leave: who asks for a removal asks until it is
+                    // carried out, and deleting the record itself needs no room.
+                    Outcome::Refused(error) if phase == Phase::Removing => {
+                        tracing::warn!(%key, %error, "the endpoint is removed without a note of it");
+                        self.noted(key, Some(phase));
+                    }
+                    answer => self.journal_answer(key, Some(phase), answer)?,
                 }
             }
+            // A record that cannot be read cannot be rewritten: the removal goes on without the note.
+            (Step::Record(phase), None) => self.noted(key, Some(phase)),
             (Step::Connect, Some(record)) => {
                 let wanted = record.clone();
                 self.inner.datapath.attach(record.id, move |node| endpoint(&wanted, node)).await?;
@@ -85,6 +89,13 @@ impl Endpoints {
         Ok(())
     }
 
+    /// From now on the journal counts as holding the endpoint in this phase, or not at all.
+    fn noted(&self, key: &JournalKey, phase: Option<Phase>) {
+        if let Some(slot) = lock(&self.inner.state).get_mut(key) {
+            slot.journal = phase;
+        }
+    }
+
     pub(super) fn journal_answer(
         &self,
         key: &JournalKey,
@@ -93,9 +104,7 @@ impl Endpoints {
     ) -> Result<(), AddError> {
         match answer {
             Outcome::Done(()) => {
-                if let Some(slot) = lock(&self.inner.state).get_mut(key) {
-                    slot.journal = phase;
-                }
+                self.noted(key, phase);
                 Ok(())
             }
             Outcome::Refused(error) => Err(error.into()),
