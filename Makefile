@@ -44,7 +44,7 @@ faults-mutants: ## break the code that ships in many places, and show which test
 	cargo xtask mutants $(MUTANTS)
 
 soak: export SOAK_SECONDS ?= 300
-soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED; take agents, servers and records away and change the store under traffic, do without a tunnel (needs root)
+soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED; take agents, servers, runtimes, kubelets and records away and change the store under traffic, do without a tunnel (needs root)
 	$(E2E) test --exact kills_and_cuts_break_nothing
 	$(E2E) test --exact forwarding_goes_on_without_an_agent
 	$(E2E) test --exact the_store_changes_under_pods

@@ -29,7 +29,7 @@ pub use basal::{BasalOptions, IMAGE, NAMESPACE};
 pub use cleanup::leftovers;
 pub use control_plane::{SavedEtcd, Server};
 pub use names::{ClusterName, MARK};
-pub use node::Node;
+pub use node::{Daemon, Node};
 pub use node_init::run_if_asked;
 pub use state::{Cni, DNS_ADDRESS, OUTSIDE, POD_CIDRS, SERVICE_CIDRS, all_names};
 
@@ -260,6 +260,21 @@ impl Cluster {
         self.state.nodes.retain(|node| node.name != name);
         self.state.save(&self.dir)?;
         Ok(std::fs::remove_dir_all(node.dir())?)
+    }
+
+    /// Kills a daemon of a node, and starts it again when `meanwhile` is over, however that ended.
+    pub fn without_daemon(
+        &self,
+        node: &str,
+        daemon: Daemon,
+        meanwhile: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let handle = self.node(node)?;
+        let pid = handle.run("pidof").args(["-s", daemon.as_str()]).text()?;
+        handle.run("kill").args(["-KILL", pid.trim()]).done()?;
+        let result = meanwhile();
+        handle.start_daemon(&self.dir, &self.state, daemon)?;
+        result
     }
 
     /// Waits until every node is ready and CoreDNS runs.

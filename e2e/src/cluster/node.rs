@@ -28,6 +28,26 @@ const PAUSE_IMAGE: &str = "localhost/basal-e2e/pause:1";
 /// Process id and start time of a node's first process.
 const INIT: &str = "init.pid";
 
+/// What runs on a node below its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    /// The container runtime. Containers run on without it.
+    Containerd,
+    /// The kubelet. Its pods run on without it.
+    Kubelet,
+}
+
+impl Daemon {
+    /// Its command.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Kubelet => "kubelet",
+        }
+    }
+}
+
 /// A running node.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -153,6 +173,14 @@ impl Node {
                 wait::Check::Done(())
             })
         })
+    }
+
+    /// Starts a daemon that was killed.
+    pub(super) fn start_daemon(&self, dir: &ClusterDir, state: &State, daemon: Daemon) -> anyhow::Result<()> {
+        match daemon {
+            Daemon::Containerd => self.start_containerd(),
+            Daemon::Kubelet => self.start_kubelet(dir, state),
+        }
     }
 
     fn start_containerd(&self) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use basal_e2e::cluster::{Cluster, NAMESPACE, SavedEtcd, Server};
+use basal_e2e::cluster::{Cluster, Daemon, NAMESPACE, SavedEtcd, Server};
 use basal_e2e::say::say;
 use basal_e2e::wait::Stopwatch;
 use serde_json::{Value, json};
@@ -15,9 +15,12 @@ use crate::daemons::{AGENT, pid, signal};
 use crate::flow::Flow;
 use crate::kills::SECONDS;
 use crate::view::{agent_pod, basal, eventually, knows_the_others, node_key};
+use crate::workload::{delete, waiting_pod};
 
 const AGENTS: &str = "daemonset/basal-agent";
 const ROLLOUT: Duration = Duration::from_secs(120);
+/// A pod that comes and goes.
+const PASSER_BY: &str = "passer-by";
 /// Everything that agents and operators keep in etcd.
 const STATE: &str = "cilium/state/";
 /// Where nodes say which identities they use.
@@ -46,12 +49,16 @@ enum Outage {
     EtcdEmptied,
     /// etcd comes back with what it held at the start.
     EtcdRestored,
+    /// SIGKILL of a container runtime, and a pod is deleted meanwhile.
+    RuntimeKilled,
+    /// SIGKILL of a kubelet, and a pod is made meanwhile.
+    KubeletKilled,
 }
 
 /// Those that are over soon.
 const SHORT: [Outage; 3] = [Outage::AgentKilled, Outage::NodeDeletedByHand, Outage::EtcdEmptied];
 
-const ALL: [Outage; 10] = [
+const ALL: [Outage; 12] = [
     Outage::AgentKilled,
     Outage::DaemonSetRolled,
     Outage::NodeDeletedByHand,
@@ -61,6 +68,8 @@ const ALL: [Outage; 10] = [
     Outage::EtcdAway,
     Outage::EtcdEmptied,
     Outage::EtcdRestored,
+    Outage::RuntimeKilled,
+    Outage::KubeletKilled,
     Outage::AgentKilledOften,
 ];
 
@@ -106,6 +115,8 @@ impl Outage {
             Self::EtcdAway => compact(cluster).and_then(|()| away(cluster, Server::Etcd)),
             Self::EtcdEmptied => cluster.etcdctl()?.args(["del", "--prefix", ""]).done(),
             Self::EtcdRestored => cluster.restore_etcd(saved),
+            Self::RuntimeKilled => kill_runtime(cluster),
+            Self::KubeletKilled => kill_kubelet(cluster),
         }
     }
 }
@@ -131,6 +142,36 @@ fn away(cluster: &Cluster, server: Server) -> anyhow::Result<()> {
     signal(&cluster.node("n1")?, AGENT, "-KILL")?;
     thread::sleep(Duration::from_secs(10));
     cluster.start_server(server)
+}
+
+/// Kills the container runtime of `n1`. DEL of a pod that is deleted meanwhile comes when it is back.
+fn kill_runtime(cluster: &Cluster) -> anyhow::Result<()> {
+    start_pod(cluster)?;
+    cluster.without_daemon("n1", Daemon::Containerd, || {
+        cluster.kubectl()?.args(["delete", "pod", PASSER_BY, "--wait=false"]).done()?;
+        thread::sleep(Duration::from_secs(10));
+        Ok(())
+    })?;
+    cluster.kubectl()?.args(["wait", "--for=delete", "--timeout=120s", "pod", PASSER_BY]).done()?;
+    cluster.wait_ready(ROLLOUT)
+}
+
+/// Kills the kubelet of `n1`. A pod that is made meanwhile begins when it is back.
+fn kill_kubelet(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.without_daemon("n1", Daemon::Kubelet, || {
+        cluster.apply(&waiting_pod(PASSER_BY, PASSER_BY, "n1").to_string())?;
+        thread::sleep(Duration::from_secs(10));
+        Ok(())
+    })?;
+    start_pod(cluster)?;
+    delete(cluster, &["pod", PASSER_BY])?;
+    cluster.wait_ready(ROLLOUT)
+}
+
+/// Makes the pod that is there for a moment only, and waits until it is ready.
+fn start_pod(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.apply(&waiting_pod(PASSER_BY, PASSER_BY, "n1").to_string())?;
+    cluster.kubectl()?.args(["wait", "--for=condition=Ready", "--timeout=60s", "pod", PASSER_BY]).done()
 }
 
 /// What a cluster at rest holds, a text for each: etcd's keys with their values; CiliumNodes, CiliumEndpoints and
