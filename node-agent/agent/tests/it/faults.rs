@@ -20,10 +20,6 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// Longer than the leases of agents.
 const LEASE: Duration = Duration::from_secs(20 * 60);
 
-/// By how many calls two runs may differ in which nothing goes wrong: files and the socket are real, and what the agent
-/// writes of one object twice may become one write.
-const LOOSE_END: usize = 4;
-
 /// What is done while something goes wrong.
 #[derive(Clone, Copy)]
 struct Scenario {
@@ -221,7 +217,9 @@ impl Place {
                 runs += 1;
                 let planned = Planned { call, fault };
                 let why = match self.run(&[planned]) {
-                    Ok(made) if made.len() > call || made.len() + LOOSE_END > calls.len() => continue,
+                    // Files and the socket are real, so timers fall differently in each run, and one may end before a late call
+                    // that another made.
+                    Ok(made) if made.len() > call || 2 * made.len() >= calls.len() => continue,
                     Ok(made) => format!("there were {} calls only", made.len()),
                     Err(why) => why,
                 };
