@@ -55,8 +55,7 @@ async fn an_add_makes_everything_and_a_del_leaves_nothing() {
 
     assert_eq!(world.del("c1").await, Answer::Deleted);
     assert_eq!(world.del("c1").await, Answer::Deleted, "a second DEL is no error");
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,8 +65,7 @@ async fn an_add_that_nobody_acknowledges_leaves_nothing() {
     assert!(matches!(answer, Answer::Added(_)), "{answer:?}");
     assert!(!world.leftovers().is_empty());
     drop(stream);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,8 +178,7 @@ async fn many_pods_do_not_queue_behind_one_another() {
     assert_eq!((status.endpoints, status.drift), (count, 0));
     let answers = join_all(names.iter().map(|name| world.del(name))).await;
     assert!(answers.iter().all(|answer| *answer == Answer::Deleted), "{answers:?}");
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,8 +206,7 @@ async fn calls_for_one_container_wait_for_each_other() {
     assert!(matches!(&added.1, Answer::Error(AgentError::TryAgain { .. })), "{added:?}");
     assert_eq!(deleted, Answer::Deleted);
     assert_eq!(world.del("c1").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,8 +217,7 @@ async fn gc_removes_what_the_runtime_does_not_list() {
     let answer = world.ask(Request::Gc { valid: BTreeSet::from([attachment("c1")]) }).await;
     assert_eq!(answer, Answer::Collected { removed: BTreeSet::from([attachment("c2")]) });
     assert_eq!(world.del("c1").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,8 +263,7 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
 
     world.add("c1", None).await;
     assert_eq!(world.del("c1").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,8 +278,7 @@ async fn pods_leave_a_full_disk() {
     assert_eq!(world.del("c1").await, Answer::Deleted);
     let answer = world.ask(Request::Gc { valid: BTreeSet::new() }).await;
     assert_eq!(answer, Answer::Collected { removed: [attachment("c2")].into() });
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,8 +302,7 @@ async fn a_del_of_nothing_and_a_second_add_are_served() {
     let ips: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.ipv4).collect();
     assert_eq!(ips, [second.addresses[0].address.addr()]);
     assert_eq!(world.del("c1").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,6 +330,5 @@ async fn a_requested_address_is_given_waited_for_or_refused() {
     assert_eq!((again.addresses[0].address, deleted), (result.addresses[0].address, Answer::Deleted));
     assert_eq!(acknowledge(stream).await.unwrap(), Answer::Committed);
     assert_eq!(world.del("c2").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }

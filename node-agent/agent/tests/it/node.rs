@@ -229,8 +229,7 @@ async fn another_address_of_the_node_is_followed() {
     let log = world.kernel.take_log();
     assert!(log.iter().all(|op| matches!(op, Op::PutRow(_) | Op::DeleteRow { .. })), "only what differs: {log:?}");
     assert_eq!(world.del("c1").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]

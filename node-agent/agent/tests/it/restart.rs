@@ -33,8 +33,7 @@ async fn a_restart_changes_nothing_in_the_kernel() {
     );
 
     assert_eq!(world.del("c1").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,8 +45,7 @@ async fn an_add_that_was_cut_off_is_undone_at_the_next_start() {
     drop(stream);
     world.start();
     world.until_ready().await;
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 /// A record of a newer agent, and one that was cut off.
@@ -75,8 +73,7 @@ async fn keeps_its_pod(damage: fn(&[u8]) -> Vec<u8>) {
 
     assert_eq!(world.del("c1").await, Answer::Deleted);
     assert_eq!(world.del("c2").await, Answer::Deleted);
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 /// As from a backup of the folder that was laid over it.
@@ -95,8 +92,7 @@ async fn of_two_records_with_one_address_one_stands_and_gc_finds_both() {
     assert_eq!(report.addresses.iter().filter(|used| used.ip == address).count(), 1);
     let answer = world.ask(Request::Gc { valid: BTreeSet::new() }).await;
     assert!(matches!(answer, Answer::Collected { .. }), "{answer:?}");
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,6 +121,5 @@ async fn after_a_reboot_nothing_is_left_and_gc_has_nothing_to_do() {
     world.until_ready().await;
     let answer = world.ask(Request::Gc { valid: BTreeSet::new() }).await;
     assert_eq!(answer, Answer::Collected { removed: BTreeSet::new() });
-    world.until("nothing is left", || world.leftovers().is_empty()).await;
-    world.stop().await;
+    world.stop_clean().await;
 }

@@ -186,6 +186,12 @@ impl World {
         running.task.await.unwrap().unwrap().unwrap();
     }
 
+    /// Waits until nothing is left of any endpoint, and stops the agent.
+    pub(crate) async fn stop_clean(&mut self) {
+        self.until("nothing is left", || self.leftovers().is_empty()).await;
+        self.stop().await;
+    }
+
     /// Starts the machine anew, without an agent: what the kernel held is gone.
     pub(crate) fn reboot(&mut self) {
         self.boots += 1;
