@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{
         LIMIT, Over, Setup, add_node, cilium_nodes, delete, error, is_served, leader, ledger, operator, operator_of,
-        pod_cidrs, pool, pool_of, record, run, run_over,
+        patch, pod_cidrs, pool, pool_of, record, run, run_over,
     },
     weather::{Sky, Weather},
 };
@@ -133,6 +133,28 @@ fn an_etcd_that_takes_seconds_for_each_answer() {
         assert_eq!(leader(world), leads, "the Lease does not wait for etcd");
         setup.etcd.set(Sky::Clear);
         world.settle(MINUTE, LIMIT).await
+    });
+}
+
+/// Of a node whose addresses change the record is all that changes, and nothing else would bring the node up again before
+/// the next full pass.
+#[test]
+fn a_record_that_got_lost_is_written_again() {
+    run_over(Over::Etcd, 65, async |world| {
+        let setup = Setup::new(Over::Etcd, pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        operator_of(world, "a", setup.clone());
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        world.pass(MINUTE).await?;
+        let before = record(world, "n1");
+        setup.etcd.set(Sky::Lossy);
+        let moved = json!({ "addresses": [{ "type": "InternalIP", "ip": "172.18.0.9" }] });
+        patch(world, resources::CILIUM_NODE, &cilium_nodes(world)["n1"], None, json!({ "spec": moved })).await;
+        world.pass(Duration::from_secs(10)).await?;
+        assert_eq!(record(world, "n1"), before);
+        setup.etcd.set(Sky::Clear);
+        let renewed = |w: &World| record(w, "n1").is_some_and(|it| it["IPAddresses"][0]["IP"] == "172.18.0.9");
+        world.until("the record follows", MINUTE, renewed).await
     });
 }
 

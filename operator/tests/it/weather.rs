@@ -36,6 +36,8 @@ pub(crate) enum Sky {
     Slow(Duration),
     /// Reads are answered, and writes are refused for want of space. For etcd.
     Full,
+    /// Reads are answered, and writes get lost on their way: who made one learns only that it may have happened.
+    Lossy,
 }
 
 /// The state of one server, as a test sets it. Clones share it.
@@ -53,9 +55,11 @@ enum Fails {
     Away,
     Throttled,
     Full,
+    Lost,
 }
 
 const WHY_AWAY: &str = "connection refused";
+const WHY_LOST: &str = "connection reset by peer";
 
 impl Weather {
     pub(crate) fn set(&self, sky: Sky) {
@@ -73,7 +77,8 @@ impl Weather {
             Sky::Away => Err(Fails::Away),
             Sky::Throttled => Err(Fails::Throttled),
             Sky::Full if writes => Err(Fails::Full),
-            Sky::Full => Ok(()),
+            Sky::Lossy if writes => Err(Fails::Lost),
+            Sky::Full | Sky::Lossy => Ok(()),
             Sky::Slow(time) => {
                 tokio::time::sleep(time).await;
                 Ok(())
@@ -113,16 +118,17 @@ impl<P: ?Sized> Under<P> {
 
 fn read_error(fails: Fails) -> ReadError {
     match fails {
-        Fails::Away | Fails::Full => ReadError::Unavailable(WHY_AWAY.to_owned()),
+        Fails::Away | Fails::Full | Fails::Lost => ReadError::Unavailable(WHY_AWAY.to_owned()),
         Fails::Throttled => ReadError::TooManyRequests { retry_after: Some(Duration::from_secs(1)) },
     }
 }
 
-fn refusal(fails: Fails) -> Refusal {
-    match fails {
+fn failed<T>(fails: Fails) -> Outcome<T, Refusal> {
+    Outcome::Refused(match fails {
         Fails::Away | Fails::Full => Refusal::Unavailable(WHY_AWAY.to_owned()),
         Fails::Throttled => Refusal::TooManyRequests { retry_after: Some(Duration::from_secs(1)) },
-    }
+        Fails::Lost => return Outcome::Unknown(WHY_LOST.to_owned()),
+    })
 }
 
 #[async_trait]
@@ -152,21 +158,21 @@ impl Objects for Under<dyn Objects> {
     async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
         match self.weather.request(true).await {
             Ok(()) => self.server.create(resource, object).await,
-            Err(fails) => Outcome::Refused(refusal(fails)),
+            Err(fails) => failed(fails),
         }
     }
 
     async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
         match self.weather.request(true).await {
             Ok(()) => self.server.patch(resource, key, patch).await,
-            Err(fails) => Outcome::Refused(refusal(fails)),
+            Err(fails) => failed(fails),
         }
     }
 
     async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal> {
         match self.weather.request(true).await {
             Ok(()) => self.server.delete(resource, key, only_if).await,
-            Err(fails) => Outcome::Refused(refusal(fails)),
+            Err(fails) => failed(fails),
         }
     }
 }
@@ -175,11 +181,12 @@ fn kv_error(_: Fails) -> KvError {
     KvError::Unavailable(WHY_AWAY.to_owned())
 }
 
-fn kv_refusal(fails: Fails) -> KvRefusal {
-    match fails {
+fn kv_failed<T>(fails: Fails) -> Outcome<T, KvRefusal> {
+    Outcome::Refused(match fails {
         Fails::Away | Fails::Throttled => KvRefusal::Unavailable(WHY_AWAY.to_owned()),
         Fails::Full => KvRefusal::NoSpace("etcdserver: mvcc: database space exceeded".to_owned()),
-    }
+        Fails::Lost => return Outcome::Unknown(WHY_LOST.to_owned()),
+    })
 }
 
 #[async_trait]
@@ -192,7 +199,7 @@ impl Kv for Under<dyn Kv> {
     async fn txn(&self, txn: Txn) -> Outcome<TxnAnswer, KvRefusal> {
         match self.weather.request(true).await {
             Ok(()) => self.server.txn(txn).await,
-            Err(fails) => Outcome::Refused(kv_refusal(fails)),
+            Err(fails) => kv_failed(fails),
         }
     }
 
@@ -206,7 +213,7 @@ impl Kv for Under<dyn Kv> {
     async fn lease_grant(&self, ttl: Duration) -> Outcome<Lease, KvRefusal> {
         match self.weather.request(true).await {
             Ok(()) => self.server.lease_grant(ttl).await,
-            Err(fails) => Outcome::Refused(kv_refusal(fails)),
+            Err(fails) => kv_failed(fails),
         }
     }
 
@@ -218,7 +225,7 @@ impl Kv for Under<dyn Kv> {
     async fn lease_revoke(&self, id: LeaseId) -> Outcome<(), KvRefusal> {
         match self.weather.request(false).await {
             Ok(()) => self.server.lease_revoke(id).await,
-            Err(fails) => Outcome::Refused(kv_refusal(fails)),
+            Err(fails) => kv_failed(fails),
         }
     }
 }
