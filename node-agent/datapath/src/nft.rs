@@ -74,8 +74,8 @@ pub struct NftPlan {
 impl NftPlan {
     /// The table.
     ///
-    /// - `raw_prerouting`, `raw_output`: tunnel packets are not tracked. In native routing: the sender of a packet that
-    ///   comes back from `cilium_host`, because no pod has its destination, is told.
+    /// - `raw_prerouting`: the sender of a packet that programs hand to the stack, because no pod has its destination, is
+    ///   told. Here, and in `raw_output`, tunnel packets are not tracked.
     /// - `postrouting`: what a pod sends over a device that is not ours takes that device's address, unless it goes to a
     ///   native network; what enters `cilium_host` for another node's pods from an address that is not a local pod's (the node's own,
     ///   or a client's that kube-proxy translated) takes the router address, because the reply must come back through the tunnel.
@@ -124,19 +124,17 @@ impl NftPlan {
             rules,
         };
         let mut chains = BTreeMap::from([("postrouting".to_owned(), chain("nat", "postrouting", 100, postrouting))]);
-        let received = match self.tunnel_port {
-            Some(port) => {
-                let untracked = json!([matches("==", payload("udp", "dport"), json!(port)), {"notrack": null}]);
-                chains.insert("raw_output".to_owned(), chain("filter", "output", -300, vec![untracked.clone()]));
-                untracked
-            }
-            None => json!([
-                matches("==", meta("iifname"), json!(HOST_DEVICE)),
-                matches("==", json!({"&": [meta("mark"), mark::MAGIC_MASK]}), json!(mark::MAGIC_UNREACHABLE)),
-                {"reject": {"type": "icmpx", "expr": "host-unreachable"}},
-            ]),
-        };
-        chains.insert("raw_prerouting".to_owned(), chain("filter", "prerouting", -300, vec![received]));
+        let mut received = vec![json!([
+            matches("==", meta("iifname"), json!(OUR_DEVICES)),
+            matches("==", json!({"&": [meta("mark"), mark::MAGIC_MASK]}), json!(mark::MAGIC_UNREACHABLE)),
+            {"reject": {"type": "icmpx", "expr": "host-unreachable"}},
+        ])];
+        if let Some(port) = self.tunnel_port {
+            let untracked = json!([matches("==", payload("udp", "dport"), json!(port)), {"notrack": null}]);
+            chains.insert("raw_output".to_owned(), chain("filter", "output", -300, vec![untracked.clone()]));
+            received.push(untracked);
+        }
+        chains.insert("raw_prerouting".to_owned(), chain("filter", "prerouting", -300, received));
         NftTable { sets, chains }
     }
 
@@ -292,7 +290,7 @@ mod tests {
         assert_eq!(rules.len(), 2, "nothing has to come back by a tunnel");
         assert!(rules.iter().all(|rule| rule.to_string().contains("@native")), "{rules:?}");
         assert!(!table.chains.contains_key("raw_output"));
-        assert!(table.chains["raw_prerouting"].rules[0].to_string().contains("reject"));
+        assert_eq!(table.chains["raw_prerouting"].rules, plan().table().chains["raw_prerouting"].rules[..1]);
     }
 
     #[test]

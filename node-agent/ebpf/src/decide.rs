@@ -71,7 +71,7 @@ pub enum Verdict<'a> {
         /// The source's identity.
         identity: u32,
     },
-    /// Nobody has the address. Goes back to the stack, which tells the sender.
+    /// Nobody has the address. Goes to the stack, which tells the sender.
     Unreachable,
     /// Is dropped.
     Drop(Reason),
@@ -179,9 +179,7 @@ pub fn from_host<'a>(tables: &'a impl Tables, config: &Config, skb_mark: u32, pa
             Place::Node(to) => Verdict::Encapsulate { to, identity },
             Place::NoEndpoint => Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT),
             // One that the stack was to answer and sent here again must not go round.
-            Place::Elsewhere if config.native_routing() && mark::magic(skb_mark) != mark::MAGIC_UNREACHABLE => {
-                Verdict::Unreachable
-            }
+            Place::Elsewhere if mark::magic(skb_mark) != mark::MAGIC_UNREACHABLE => Verdict::Unreachable,
             Place::Elsewhere => Verdict::Drop(Reason::UNROUTABLE),
         },
     }
@@ -207,8 +205,7 @@ pub fn from_overlay<'a>(
         identity = row.sec_identity;
     }
     match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
-        // Handing it to the stack would send it round in circles.
-        None => Verdict::Drop(Reason::UNROUTABLE),
+        None => Verdict::Unreachable,
         Some(endpoint) if !endpoint.is_host() && may_go_direct(config, packet, transport) => {
             Verdict::Deliver { endpoint, identity, direct: true }
         }

@@ -5,7 +5,7 @@
 pub const MAGIC_MASK: u32 = 0x0f00;
 /// On encapsulated packets: the rest is the source identity.
 pub const MAGIC_OVERLAY: u32 = 0x0400;
-/// For an address of this node's that nobody has: the stack tells the sender. Basal's own, Cilium leaves it free.
+/// For an address that nobody has: the stack tells the sender. Basal's own, Cilium leaves it free.
 pub const MAGIC_UNREACHABLE: u32 = 0x0700;
 /// From the local host.
 pub const MAGIC_HOST: u32 = 0x0c00;

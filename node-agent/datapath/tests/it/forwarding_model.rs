@@ -280,7 +280,7 @@ impl Model {
             Place::Pod(pod) => deliver(frame, pod, None),
             Place::OtherNode => sent(frame, skb_mark, EGRESS, HOST),
             // The stack answers, and is asked to no more than once.
-            Place::Elsewhere if self.plan.routing.tunnel().is_none() && skb_mark & 0xf00 != 0x700 => {
+            Place::Elsewhere if skb_mark & 0xf00 != 0x700 => {
                 Outcome { action: REDIRECT, mark: 0x700, ..dropped(frame, skb_mark, Reason::UNROUTABLE, HOST) }
             }
             Place::Elsewhere => dropped(frame, skb_mark, Reason::UNROUTABLE, HOST),

@@ -14,22 +14,8 @@ use basal_datapath::{
 
 use crate::{
     harness::{Netns, Node, pair, sandbox},
-    traffic::{PATIENCE, outside, tcp_source},
+    traffic::{PATIENCE, POD_ONE, POD_TWO, kube_proxy, outside, tcp_source, two_pods},
 };
-
-const POD_ONE: u32 = 1111;
-const POD_TWO: u32 = 2222;
-
-/// Two nodes with a pod each: 10.1.1.7 and 10.1.2.7.
-fn two_pods(bpffs: &std::path::Path, legacy: bool) -> (Node, Node, Netns, Netns) {
-    let (mut one, mut two) = pair(bpffs);
-    (one.plan.legacy_routing, two.plan.legacy_routing) = (legacy, legacy);
-    let pod_one = one.add_pod(7, POD_ONE);
-    let pod_two = two.add_pod(7, POD_TWO);
-    one.converge();
-    two.converge();
-    (one, two, pod_one, pod_two)
-}
 
 /// Runs `work` while tcpdump listens to tunnel packets on the wire of `node`; gives the VNIs of `count` packets.
 fn vnis(node: &Node, count: usize, work: impl FnOnce()) -> Vec<u32> {
@@ -146,25 +132,6 @@ fn the_direct_path_carries_pings_and_leaves_the_rest_to_the_stack() {
         pod_one.ping("fd00:1:2::7").unwrap();
         pod_one.run("ping -n -c 1 -W 5 -s 1472 10.1.2.7").unwrap();
     });
-}
-
-/// Services as kube-proxy makes them: translation in the host stack before routing, and of what the host itself sends.
-fn kube_proxy(node: &Node, service: &str, backend: &str) {
-    let rules = format!(
-        "table ip kube-proxy {{
-            chain prerouting {{ type nat hook prerouting priority dstnat;
-                ip daddr {service} tcp dport 80 dnat to {backend}
-                ip daddr {service} udp dport 80 dnat to {backend}
-            }}
-            chain output {{ type nat hook output priority -100;
-                ip daddr {service} tcp dport 80 dnat to {backend}
-            }}
-        }}"
-    );
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), rules).unwrap();
-    node.netns.run("nft delete table ip kube-proxy").unwrap_or_default();
-    node.netns.run(&format!("nft -f {}", file.path().display())).unwrap();
 }
 
 #[test]

@@ -198,8 +198,12 @@ fn the_host_sends_to_other_nodes_or_says_why_not() {
             assert_eq!((run.action, run.frame), (REDIRECT, frame));
             assert_eq!(run.counted, [(0, EGRESS, HOST, 1)]);
         }
-        let run = bench.host_sends(0, &ipv4("10.1.1.1", "10.1.1.99", ICMP, &ECHO));
-        assert_eq!((run.action, run.counted), (SHOT, vec![(151, EGRESS, HOST, 1)]));
+        let gone = ipv4("10.1.1.1", "10.1.1.99", ICMP, &ECHO);
+        for (skb_mark, action) in [(0, REDIRECT), (mark::MAGIC_UNREACHABLE, SHOT)] {
+            let run = bench.host_sends(skb_mark, &gone);
+            assert_eq!((run.action, run.mark), (action, mark::MAGIC_UNREACHABLE), "the stack is asked once to answer");
+            assert_eq!((run.frame, run.counted), (gone.clone(), vec![(151, EGRESS, HOST, 1)]));
+        }
         let run = bench.host_sends(0, &ipv4("10.1.1.1", "224.0.0.22", 2, &[0; 8]));
         assert_eq!((run.action, run.counted), (OK, vec![]));
 

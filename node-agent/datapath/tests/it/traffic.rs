@@ -1,12 +1,18 @@
 //! Who talks to whom.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     time::Duration,
 };
 
-use crate::harness::{Netns, Node};
+use crate::harness::{Netns, Node, pair};
+
+/// Identities of the two pods.
+pub(crate) const POD_ONE: u32 = 1111;
+pub(crate) const POD_TWO: u32 = 2222;
 
 /// Long enough to never decide a test that passes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,4 +45,34 @@ pub(crate) fn outside(node: &Node) -> Netns {
         netns.ip("link set w0 up");
     }
     outside
+}
+
+/// Two nodes with a pod each: 10.1.1.7 and 10.1.2.7.
+pub(crate) fn two_pods(bpffs: &Path, legacy: bool) -> (Node, Node, Netns, Netns) {
+    let (mut one, mut two) = pair(bpffs);
+    (one.plan.legacy_routing, two.plan.legacy_routing) = (legacy, legacy);
+    let pod_one = one.add_pod(7, POD_ONE);
+    let pod_two = two.add_pod(7, POD_TWO);
+    one.converge();
+    two.converge();
+    (one, two, pod_one, pod_two)
+}
+
+/// Services as kube-proxy makes them: translation in the host stack before routing, and of what the host itself sends.
+pub(crate) fn kube_proxy(node: &Node, service: &str, backend: &str) {
+    let rules = format!(
+        "table ip kube-proxy {{
+            chain prerouting {{ type nat hook prerouting priority dstnat;
+                ip daddr {service} tcp dport 80 dnat to {backend}
+                ip daddr {service} udp dport 80 dnat to {backend}
+            }}
+            chain output {{ type nat hook output priority -100;
+                ip daddr {service} tcp dport 80 dnat to {backend}
+            }}
+        }}"
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), rules).unwrap();
+    node.netns.run("nft delete table ip kube-proxy").unwrap_or_default();
+    node.netns.run(&format!("nft -f {}", file.path().display())).unwrap();
 }

@@ -205,17 +205,15 @@ fn the_host_delivers_by_endpoint_then_ipcache_then_tunnel_map() {
 }
 
 #[test]
-fn destinations_that_nobody_has_are_dropped_with_a_reason() {
+fn a_row_that_names_no_node_is_told_from_none() {
     let (mut model, config) = (node(), config(FLAG_LEGACY_ROUTING));
-    let gone = packet(ROUTER, [10, 0, 1, 99], protocol::TCP);
-    assert_eq!(from_host(&model, &config, 0, &gone), Verdict::Drop(Reason::UNROUTABLE));
     let row = RemoteEndpointInfo { flags: FLAG_HAS_TUNNEL_ENDPOINT, ..RemoteEndpointInfo::default() };
     model.ipcache.push((IpcacheKey::new(REMOTE_POD.into(), 32), row));
     let remote = packet(ROUTER, REMOTE_POD, protocol::TCP);
     assert_eq!(from_host(&model, &config, 0, &remote), Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT));
     let skip = RemoteEndpointInfo { flags: FLAG_SKIP_TUNNEL, ..RemoteEndpointInfo::default() };
     model.ipcache = std::vec![(IpcacheKey::new(REMOTE_POD.into(), 32), skip)];
-    assert_eq!(from_host(&model, &config, 0, &remote), Verdict::Drop(Reason::UNROUTABLE));
+    assert_eq!(from_host(&model, &config, 0, &remote), Verdict::Unreachable);
 }
 
 #[test]
@@ -256,7 +254,6 @@ fn the_tunnels_identity_reaches_the_stack() {
     assert_eq!(verdict(&model, 4444, REMOTE_POD, POD_A), Ok(4444));
     assert_eq!(verdict(&model, 4444, REMOTE_POD, ROUTER), Ok(4444));
     assert_eq!(verdict(&model, 1, REMOTE_POD, POD_A), Err(Reason::INVALID_IDENTITY));
-    assert_eq!(verdict(&model, 4444, REMOTE_POD, [10, 0, 1, 99]), Err(Reason::UNROUTABLE));
 
     assert_eq!(verdict(&model, 6, REMOTE_NODE, POD_A), Ok(identity::REMOTE_NODE));
     let apiserver = RemoteEndpointInfo::new(identity::KUBE_APISERVER, None);
@@ -314,11 +311,14 @@ fn without_a_tunnel_an_address_tells_which_pod_of_another_node_sent() {
 }
 
 #[test]
-fn without_a_tunnel_senders_are_told_once_that_nobody_has_an_address() {
-    let (model, config) = native();
+fn senders_are_told_once_that_nobody_has_an_address() {
     let gone = packet(REMOTE_POD, [10, 0, 1, 99], protocol::TCP);
-    for skb_mark in [0, 0x4000, mark::encode(mark::MAGIC_IDENTITY, 1111)] {
-        assert_eq!(from_host(&model, &config, skb_mark, &gone), Verdict::Unreachable);
+    for (model, config) in [native(), (node(), config(FLAG_LEGACY_ROUTING)), (node(), config(0))] {
+        for skb_mark in [0, 0x4000, mark::encode(mark::MAGIC_IDENTITY, 1111)] {
+            assert_eq!(from_host(&model, &config, skb_mark, &gone), Verdict::Unreachable);
+        }
+        assert_eq!(from_host(&model, &config, mark::MAGIC_UNREACHABLE, &gone), Verdict::Drop(Reason::UNROUTABLE));
     }
-    assert_eq!(from_host(&model, &config, mark::MAGIC_UNREACHABLE, &gone), Verdict::Drop(Reason::UNROUTABLE));
+    let (model, config) = (node(), config(FLAG_LEGACY_ROUTING));
+    assert_eq!(from_overlay(&model, &config, 4444, &gone, ECHO), Verdict::Unreachable);
 }

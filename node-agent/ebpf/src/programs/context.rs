@@ -184,7 +184,8 @@ impl Frame {
             Verdict::Unreachable => {
                 self.ctx.set_mark(mark::MAGIC_UNREACHABLE);
                 self.count(Reason::UNROUTABLE, self.drops, line);
-                Ok(receive(self.ifindex()))
+                // On its way out of the stack it is turned round.
+                Ok(if self.drops == Direction::Egress { receive(self.ifindex()) } else { OK })
             }
             Verdict::Encapsulate { to, identity } => self.encapsulate(&to, identity, config, line),
             Verdict::Deliver { endpoint, identity, direct } => self.deliver(endpoint, identity, direct, packet),

@@ -32,7 +32,7 @@ fn receive(frame: &mut Frame) -> Result<i32, Reason> {
     frame.count(Reason::PLAINTEXT, Direction::Ingress, line!());
     let config = config();
     let verdict = decide::from_overlay(&Pinned, &config, vni, &packet, transport);
-    if matches!(verdict, Verdict::Stack { .. }) {
+    if matches!(verdict, Verdict::Stack { .. } | Verdict::Unreachable) {
         frame.claim()?;
     }
     Ok(frame.act(verdict, &packet, &config, line!()))
