@@ -157,6 +157,19 @@ pub enum OpError {
         /// Why not.
         message: String,
     },
+    /// The kernel's verifier refused a program.
+    #[error(
+        "{op}: this kernel does not take the program {program}, and what ran before runs on; go back to the version that \
+         brought it, or use a kernel that takes this one, and report what its verifier says: {message}"
+    )]
+    ProgramRefused {
+        /// The change.
+        op: String,
+        /// Name of the program.
+        program: &'static str,
+        /// What the kernel said: its error, and the end of the verifier's log.
+        message: String,
+    },
     /// The binary was built without the BPF object.
     #[error("{op}: this build contains no BPF programs; run `cargo xtask ebpf` and build again")]
     NoObject {
@@ -190,6 +203,7 @@ impl OpError {
         const REFUSED: Reason = Reason::new("KernelRefused");
         const NO_LINK: Reason = Reason::new("DeviceMissing");
         const NO_NETNS: Reason = Reason::new("NetworkNamespaceMissing");
+        const PROGRAM_REFUSED: Reason = Reason::new("ProgramRefused");
         const NO_OBJECT: Reason = Reason::new("ProgramsNotBuilt");
         const NOT_LOADED: Reason = Reason::new("ProgramsNotLoaded");
         const MAP_FULL: Reason = Reason::new("MapFull");
@@ -197,6 +211,7 @@ impl OpError {
             Self::Refused { .. } => REFUSED,
             Self::NoLink { .. } => NO_LINK,
             Self::NoNetns { .. } => NO_NETNS,
+            Self::ProgramRefused { .. } => PROGRAM_REFUSED,
             Self::NoObject { .. } => NO_OBJECT,
             Self::NotLoaded { .. } => NOT_LOADED,
             Self::MapFull { .. } => MAP_FULL,

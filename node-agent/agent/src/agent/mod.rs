@@ -228,7 +228,6 @@ impl Agent {
         self.until_stopped(pump.fill(&mut view, &routine::known_blocks(&observed))).await?;
         drop(observed);
 
-        guards.0.not_ready("comparing the kernel with what it should hold");
         let (datapath, task) = Datapath::start(
             &self.ports.env,
             Arc::clone(&self.ports.kernel),
@@ -248,13 +247,7 @@ impl Agent {
             state,
             began,
         );
-        let mut sync = datapath.report();
-        self.until_stopped(async {
-            // The task is gone only when the agent ends.
-            sync.wait_for(|report| report.complete).await.map(drop).unwrap_or_default();
-        })
-        .await?;
-        guards.0.ready();
+        self.until_stopped(routine::first_pass(datapath.report(), &guards.0)).await?;
 
         let pods = self.follow_pods().await?;
         let policies = Policies::default();

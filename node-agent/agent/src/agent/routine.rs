@@ -62,6 +62,26 @@ pub fn known_blocks(observed: &Observed) -> BTreeSet<IpNet> {
     rows.into_iter().flatten().filter_map(|(key, _)| parse(key)).chain(routes).collect()
 }
 
+/// Waits until the kernel holds what it should. Meanwhile the guard says what keeps it from that.
+pub async fn first_pass(mut sync: watch::Receiver<SyncReport>, guard: &Guard) {
+    guard.not_ready("comparing the kernel with what it should hold");
+    loop {
+        {
+            let report = sync.borrow_and_update();
+            if report.complete {
+                return guard.ready();
+            }
+            if !report.problem.is_empty() {
+                guard.not_ready(report.problem.clone());
+            }
+        }
+        if sync.changed().await.is_err() {
+            // The task is gone only when the agent ends.
+            return;
+        }
+    }
+}
+
 /// Carries out the deletes that were queued while no agent listened. The queue stays locked until the caller listens.
 ///
 /// # Errors

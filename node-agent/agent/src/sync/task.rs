@@ -253,13 +253,24 @@ impl Task {
         self.metrics.without_route(without.len());
     }
 
-    /// Carries out ops in their order; answers those that failed.
+    /// Carries out ops in their order; answers those that failed. While a set of programs cannot be loaded the one that runs
+    /// is left whole: nothing is moved to the other, and nothing of it is taken away.
     async fn carry_out(&mut self, ops: Vec<Op>) -> Vec<(Op, Failure)> {
-        let mut failed = Vec::new();
+        let mut failed: Vec<(Op, Failure)> = Vec::new();
+        let mut not_loaded: Option<Failure> = None;
         for op in ops {
-            match apply(&*self.kernel, &self.metrics, &op).await {
+            let outcome = match (&not_loaded, &op) {
+                (Some(failure), Op::Attach(..) | Op::UnloadPrograms(_)) => Err(failure.clone()),
+                _ => apply(&*self.kernel, &self.metrics, &op).await,
+            };
+            match outcome {
                 Ok(()) => self.core.applied(&op),
-                Err(failure) => failed.push((op, failure)),
+                Err(failure) => {
+                    if matches!(op, Op::LoadPrograms { .. }) {
+                        not_loaded = Some(failure.clone());
+                    }
+                    failed.push((op, failure));
+                }
             }
         }
         failed

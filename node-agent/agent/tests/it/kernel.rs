@@ -41,6 +41,8 @@ pub(crate) struct ModelKernel {
     /// How long an endpoint's interface takes.
     making: Mutex<Duration>,
     at_work: Mutex<AtWork>,
+    /// What the verifier says to every program, if it refuses them.
+    verifier: Mutex<Option<&'static str>>,
     news: watch::Sender<()>,
 }
 
@@ -87,6 +89,7 @@ impl ModelKernel {
             reads: AtomicUsize::new(0),
             making: Mutex::default(),
             at_work: Mutex::default(),
+            verifier: Mutex::default(),
             news: watch::Sender::new(()),
         }
     }
@@ -94,6 +97,11 @@ impl ModelKernel {
     /// From now on each endpoint's interface takes so long.
     pub(crate) fn make_slowly(&self, making: Duration) {
         *self.making.lock().unwrap() = making;
+    }
+
+    /// From now on the verifier refuses programs with these words, or takes them.
+    pub(crate) fn refuse_programs(&self, verifier: Option<&'static str>) {
+        *self.verifier.lock().unwrap() = verifier;
     }
 
     /// How many interfaces were made at the same time at most.
@@ -212,6 +220,12 @@ impl Kernel for ModelKernel {
             }
             Op::AddAddress(address) if !self.observed().devices.contains_key(&address.link) => {
                 return Outcome::Refused(OpError::NoLink { op: op.to_string(), link: address.link.clone() });
+            }
+            Op::LoadPrograms { .. } => {
+                if let Some(words) = *self.verifier.lock().unwrap() {
+                    let (op, message) = (op.to_string(), words.to_owned());
+                    return Outcome::Refused(OpError::ProgramRefused { op, program: "cil_from_container", message });
+                }
             }
             _ => {}
         }

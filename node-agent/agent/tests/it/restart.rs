@@ -123,3 +123,31 @@ async fn after_a_reboot_nothing_is_left_and_gc_has_nothing_to_do() {
     assert_eq!(answer, Answer::Collected { removed: BTreeSet::new() });
     world.stop_clean().await;
 }
+
+/// An agent of a version whose programs the kernel does not take.
+#[tokio::test(start_paused = true)]
+async fn programs_that_are_refused_leave_those_that_run() {
+    let mut world = World::ready().await;
+    world.add("c1", None).await;
+    world.stop().await;
+    let before = world.kernel.observed().state;
+
+    world.kernel.refuse_programs(Some("R0 invalid mem access 'scalar'"));
+    // Another constant makes another set.
+    world.arguments = vec!["--enable-host-legacy-routing=false"];
+    world.start();
+    let told = || world.readiness.pending().iter().any(|pending| pending.reason.contains("R0 invalid mem access"));
+    world.until("the verifier's words are told", told).await;
+    tokio::time::sleep(std::time::Duration::from_secs(300)).await;
+    assert!(told() && !world.is_ready());
+    let after = world.kernel.observed().state;
+    assert_eq!((&after.programs, &after.hooks), (&before.programs, &before.hooks));
+
+    world.kernel.refuse_programs(None);
+    world.until_ready().await;
+    let after = world.kernel.observed().state;
+    assert!(after.programs.len() == 1 && after.programs.is_disjoint(&before.programs), "{:?}", after.programs);
+    assert!(after.hooks.values().all(|hash| after.programs.contains(hash)));
+    assert_eq!(world.del("c1").await, Answer::Deleted);
+    world.stop_clean().await;
+}

@@ -16,6 +16,8 @@ pub(super) enum Fault {
     NoLink(IfName),
     /// The pod's namespace cannot be entered.
     NoNetns { path: String, message: String },
+    /// The kernel's verifier refused a program.
+    ProgramRefused { program: &'static str, message: String },
     /// There are no programs in this binary.
     NoObject,
     /// The set is not loaded.
@@ -45,6 +47,7 @@ impl Fault {
             Self::Refused(message) => OpError::Refused { op, message },
             Self::NoLink(link) => OpError::NoLink { op, link },
             Self::NoNetns { path, message } => OpError::NoNetns { op, path, message },
+            Self::ProgramRefused { program, message } => OpError::ProgramRefused { op, program, message },
             Self::NoObject => OpError::NoObject { op },
             Self::NotLoaded(hash) => OpError::NotLoaded { op, hash: hash.to_string() },
             Self::MapFull(map) => OpError::MapFull { op, map: map.spec().name, max: map.spec().max_entries },

@@ -39,6 +39,7 @@ use crate::{
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
     names::IfName,
     op::Op,
+    program::OBJECT,
 };
 
 /// Where things are, and how programs are attached. The default is what a node has.
@@ -52,11 +53,13 @@ pub struct Paths {
     pub nft: PathBuf,
     /// Attach by tcx links where the kernel has them (Cilium's `enable-tcx`), else by clsact filters.
     pub tcx: bool,
+    /// The BPF object to load programs from; empty in a binary that was built without one.
+    pub object: &'static [u8],
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into(), tcx: true }
+        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into(), tcx: true, object: OBJECT }
     }
 }
 

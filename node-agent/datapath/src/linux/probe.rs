@@ -100,7 +100,7 @@ pub fn probe(paths: &Paths) -> Vec<Missing> {
     if let Err(error) = writable(&paths.sysctl.join("net/ipv4/ip_forward")) {
         missing.push(Missing::Sysctl(error.to_string()));
     }
-    if crate::program::OBJECT.is_empty() {
+    if paths.object.is_empty() {
         missing.push(Missing::Object);
     }
     missing

@@ -16,7 +16,7 @@ use std::{
 use aya::{
     EbpfLoader,
     maps::{MapData, MapInfo},
-    programs::{ProgramInfo, SchedClassifier},
+    programs::{ProgramError, ProgramInfo, SchedClassifier},
 };
 use basal_maps::{
     config::{self, Config},
@@ -26,7 +26,7 @@ use basal_maps::{
 use super::{Paths, fault::Fault, maps, remove_pins};
 use crate::{
     kernel::ReadError,
-    program::{OBJECT, ProgramHash},
+    program::ProgramHash,
     rows::{MapId, Rows},
     state::Symbol,
 };
@@ -56,7 +56,7 @@ pub(super) fn pin(paths: &Paths, hash: ProgramHash, symbol: Symbol) -> PathBuf {
 
 /// Loads a set.
 pub(super) fn load(paths: &Paths, config: &Config, rows: &Rows) -> Result<(), Fault> {
-    if OBJECT.is_empty() {
+    if paths.object.is_empty() {
         return Err(Fault::NoObject);
     }
     let staging = paths.staging();
@@ -84,7 +84,7 @@ fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<
         }
         loader.map_pin_path(map.name, staged);
     }
-    let mut object = loader.load(OBJECT).map_err(|error| Fault::at("the BPF object", chain(&error)))?;
+    let mut object = loader.load(paths.object).map_err(|error| Fault::at("the BPF object", chain(&error)))?;
 
     for (map, rows) in rows.iter().filter(|(map, _)| fresh.contains(map.spec().name)) {
         fill(*map, rows, staging)?;
@@ -93,10 +93,21 @@ fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<
         let name = symbol.as_str();
         let program = object.program_mut(name).ok_or_else(|| Fault::at(name, "the BPF object has no such program"))?;
         let program: &mut SchedClassifier = program.try_into().map_err(|error| Fault::at(name, chain(&error)))?;
-        program.load().map_err(|error| Fault::at(name, chain(&error)))?;
+        program.load().map_err(|error| refused(name, &error))?;
         program.pin(staging.join(name)).map_err(|error| Fault::at(name, chain(&error)))?;
     }
     Ok(fresh)
+}
+
+/// Why a program was not loaded. The verifier says at the end of its log what it does not take; before that stands what it
+/// walked through, which may be megabytes.
+fn refused(program: &'static str, error: &ProgramError) -> Fault {
+    const LINES: usize = 12;
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return Fault::at(program, chain(error)) };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.trim().lines().collect();
+    let end = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("; ");
+    Fault::ProgramRefused { program, message: format!("{io_error}: {end}") }
 }
 
 fn fill(map: MapId, rows: &BTreeMap<Vec<u8>, Vec<u8>>, dir: &Path) -> Result<(), Fault> {

@@ -5,8 +5,15 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use basal_datapath::{op::Op, state::Hook};
+use basal_datapath::{
+    diff::diff,
+    kernel::{Kernel as _, OpError},
+    op::Op,
+    program::OBJECT,
+    state::Hook,
+};
 use basal_maps::spec;
+use basal_runtime::outcome::Outcome;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -91,6 +98,52 @@ fn replacing_all_programs_loses_no_packet() {
             assert!(state.programs.len() == 1 && state.hooks.values().all(|hash| state.programs.contains(hash)));
         }
         pings.into_iter().for_each(Pings::must_have_been_answered);
+    });
+}
+
+/// The object with programs that do not end.
+fn refused_by_the_verifier() -> &'static [u8] {
+    // As linux/bpf.h codes `exit` and `r0 = 0`.
+    const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+    const ZERO: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
+    let mut object = OBJECT.to_vec();
+    for instruction in object.as_chunks_mut().0.iter_mut().filter(|instruction| **instruction == EXIT) {
+        *instruction = ZERO;
+    }
+    object.leak()
+}
+
+#[test]
+fn programs_that_the_verifier_refuses_leave_those_that_run() {
+    sandbox(|bpffs| {
+        let (mut one, mut two) = pair(bpffs);
+        let pod_one = one.add_pod(7, 1111);
+        let _pod_two = two.add_pod(7, 2222);
+        one.converge();
+        two.converge();
+        let before = one.read().state;
+        let pings = Pings::start(&pod_one, "10.1.2.7");
+
+        one.paths.object = refused_by_the_verifier();
+        one.plan.device_mtu = 1400;
+        let refused = one.with(async |kernel| {
+            let observed = kernel.read().await.unwrap();
+            let ops = diff(&one.plan.desired(&observed), &observed.state);
+            let load = ops.iter().find(|op| matches!(op, Op::LoadPrograms { .. })).unwrap();
+            kernel.apply(load).await
+        });
+        let Outcome::Refused(error @ OpError::ProgramRefused { program: "cil_from_container", .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        let said = error.to_string();
+        assert!(said.contains("last insn is not an exit or jmp") && said.len() < 2000, "{said}");
+        let after = one.read().state;
+        assert_eq!((after.programs, after.hooks, after.maps), (before.programs, before.hooks, before.maps));
+        assert!(!one.paths.bpffs.join("basal/staging").exists());
+
+        one.paths.object = OBJECT;
+        one.converge();
+        pings.must_have_been_answered();
     });
 }
 
