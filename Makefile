@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz bench-operator bench-ipam fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz bench-operator bench-ipam bench-agent fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -60,6 +60,11 @@ bench-operator: ## measure the operator on a real API server and etcd, NODES=500
 
 bench-ipam: ## measure the allocator alone, with 1 k, 64 k and 1 M blocks
 	cargo bench --package basal-ipam --bench allocator
+
+bench-agent: ## measure how fast packets travel, five rounds of SECONDS_EACH=1 for each figure (needs root)
+	cargo xtask setup --only packages,bpf
+	cargo xtask ebpf
+	cargo bench --package basal-datapath --bench forwarding
 
 fmt: ## format the code
 	cargo fmt --all

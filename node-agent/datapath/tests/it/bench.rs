@@ -71,10 +71,9 @@ impl Bench {
             node.netns.run(&format!("bpftool link detach pinned {}", link.display())).unwrap();
         }
         let observed = node.read();
-        let set = observed.state.programs.first().unwrap().to_string();
         Self {
             maps: PinnedMaps::new(node.paths.maps()),
-            programs: node.paths.bpffs.join("basal/programs").join(set),
+            programs: node.programs(),
             ifindexes: node.plan.endpoints.iter().map(|(id, pod)| (*id, observed.devices[&pod.link].index)).collect(),
             node,
             _pods: pods,
@@ -131,11 +130,17 @@ pub(crate) fn counters(maps: &PinnedMaps) -> BTreeMap<(u8, u8, u8), u64> {
     sums
 }
 
-fn test_run(pin: &Path, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Outcome {
-    let program = SchedClassifier::from_pin(pin).unwrap();
+/// A `__sk_buff` with what programs read of it.
+pub(crate) fn context(ifindex: u32, skb_mark: u32) -> [u8; CONTEXT] {
     let mut context = [0; CONTEXT];
     context[MARK..MARK + 4].copy_from_slice(&skb_mark.to_ne_bytes());
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}
+
+fn test_run(pin: &Path, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Outcome {
+    let program = SchedClassifier::from_pin(pin).unwrap();
+    let context = context(ifindex, skb_mark);
     let (mut data_out, mut ctx_out) = (vec![0; frame.len() + 64], [0; CONTEXT]);
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
@@ -180,6 +185,19 @@ pub(crate) fn ipv6(source: &str, destination: &str, protocol: u8, hops: u8, payl
     let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
     let head = [0x60, 0, 0, 0, length[0], length[1], protocol, hops];
     ethernet(0x86dd, &[&head[..], &octets(source), &octets(destination), payload].concat())
+}
+
+/// The first pod asks who has an IPv4 address.
+pub(crate) fn arp(target: [u8; 4]) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, 1];
+    ethernet(0x0806, &[&head[..], &POD_MAC, &[10, 1, 1, 7], &[0; 6], &target].concat())
+}
+
+/// The first pod asks who has an IPv6 address.
+pub(crate) fn solicitation(source: &str, target: &str, option: &[u8]) -> Vec<u8> {
+    let target = target.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target, option].concat();
+    ipv6(source, "ff02::1:ff00:1", ICMPV6, 255, &message)
 }
 
 pub(crate) const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];

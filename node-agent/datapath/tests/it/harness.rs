@@ -205,6 +205,12 @@ impl Node {
         self.with(async |kernel| kernel.read().await.unwrap())
     }
 
+    /// Where the programs are pinned that it has loaded.
+    pub(crate) fn programs(&self) -> PathBuf {
+        let set = self.read().state.programs.first().unwrap().to_string();
+        self.paths.bpffs.join("basal/programs").join(set)
+    }
+
     /// Reads, applies the difference, and again, until there is none. Gives what was applied, by round.
     pub(crate) fn converge(&self) -> Vec<Vec<Op>> {
         self.with(async |kernel| {

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes as _;
 use crate::{
     bench::{
         Bench, ECHO, ECHO_V6, EGRESS, GATEWAY_MAC, HOST, ICMP, ICMPV6, IDENTITY, INGRESS, LXC, OK, OVERLAY, POD_MAC,
-        REDIRECT, SHOT, TCP, UDP, checksum, counters, ethernet, ipv4, ipv6,
+        REDIRECT, SHOT, TCP, UDP, arp, checksum, counters, ethernet, ipv4, ipv6, solicitation,
     },
     harness::{Netns, pair, sandbox},
 };
@@ -109,11 +109,6 @@ fn a_pods_packets_for_groups_are_dropped() {
     ]);
 }
 
-fn arp(target: [u8; 4]) -> Vec<u8> {
-    let head = [0, 1, 8, 0, 6, 4, 0, 1];
-    ethernet(0x0806, &[&head[..], &POD_MAC, &[10, 1, 1, 7], &[0; 6], &target].concat())
-}
-
 #[test]
 fn arp_for_the_gateway_is_answered_and_nothing_else() {
     sandbox(|bpffs| {
@@ -131,12 +126,6 @@ fn arp_for_the_gateway_is_answered_and_nothing_else() {
             assert_eq!((run.action, run.frame), (OK, other));
         }
     });
-}
-
-fn solicitation(source: &str, target: &str, option: &[u8]) -> Vec<u8> {
-    let target = target.parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target, option].concat();
-    ipv6(source, "ff02::1:ff00:1", ICMPV6, 255, &message)
 }
 
 #[test]
