@@ -197,6 +197,13 @@ impl Usage {
     pub fn peak_megabytes(&self) -> f64 {
         self.peak_rss as f64 / 1e6
     }
+
+    /// The memory that it has resident now in MB (10⁶ bytes).
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    pub fn megabytes(&self) -> f64 {
+        self.rss as f64 / 1e6
+    }
 }
 
 /// What a process has used so far, by /proc.

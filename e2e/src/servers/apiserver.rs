@@ -1,6 +1,6 @@
 //! A real kube-apiserver with an etcd of its own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -26,6 +26,8 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 pub struct ApiServerOptions {
     /// Users beside `admin`, who is in `system:masters`.
     pub users: Vec<StaticUser>,
+    /// Where it listens, an IPv4 address of this machine; on loopback without.
+    pub address: Option<Ipv4Addr>,
     /// Further flags.
     pub args: Vec<String>,
 }
@@ -39,12 +41,13 @@ pub struct StaticUser {
     pub groups: Vec<String>,
 }
 
-/// A running (or stopped) kube-apiserver on loopback: RBAC and node authorization, dual-stack service range
+/// A running (or stopped) kube-apiserver, on loopback unless told otherwise: RBAC and node authorization, dual-stack service range
 /// (10.96.0.0/16, fd00:10:96::/112), no controllers. The ServiceAccount admission plug-in is off, so that pods can be
 /// created although nobody makes service accounts. Dropping it kills it and its etcd.
 pub struct ApiServer {
     dir: TempDir,
     options: ApiServerOptions,
+    address: Ipv4Addr,
     pki: Pki,
     port: u16,
     etcd: Etcd,
@@ -58,17 +61,19 @@ impl ApiServer {
             tempfile::Builder::new().prefix("basal-apiserver-").tempdir().context("a folder for the API server")?;
         let etcd = Etcd::start(EtcdOptions::default())?;
         let pki = Pki::create(&dir.path().join("pki"))?;
-        pki.issue(&CertRequest::server("apiserver", ["127.0.0.1", "::1", "localhost", "10.96.0.1"]))?;
+        let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST);
+        let names = ["127.0.0.1", "::1", "localhost", "10.96.0.1"].map(String::from).into_iter();
+        pki.issue(&CertRequest::server("apiserver", names.chain([address.to_string()])))?;
         pki.key_pair("service-account")?;
-        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let mut server = Self { dir, options, pki, port: free_port(local)?, etcd, process: None };
+        let port = free_port(address.into())?;
+        let mut server = Self { dir, options, address, pki, port, etcd, process: None };
         server.options.users.push(StaticUser { name: "admin".into(), groups: vec!["system:masters".into()] });
         write_tokens(&server.dir.path().join("tokens.csv"), &server.options.users)?;
         for attempt in 1.. {
             match server.restart() {
                 Ok(()) => break,
                 Err(error) if attempt == ATTEMPTS => return Err(error),
-                Err(_maybe_port_taken) => server.port = free_port(local)?,
+                Err(_maybe_port_taken) => server.port = free_port(address.into())?,
             }
         }
         Ok(server)
@@ -77,7 +82,7 @@ impl ApiServer {
     /// The URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}:{}", self.address, self.port)
     }
 
     /// The certificate of the authority that signed the server's, PEM.
@@ -132,7 +137,9 @@ impl ApiServer {
         let mut command = Command::new(parts::binary("kube-apiserver")?);
         command
             .arg(format!("--etcd-servers={}", self.etcd.endpoint()))
-            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+            .arg(format!("--bind-address={}", self.address))
+            .arg(format!("--advertise-address={}", self.address))
+            .arg("--endpoint-reconciler-type=none")
             .arg(format!("--secure-port={}", self.port))
             .arg("--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112")
             .args(["--authorization-mode=Node,RBAC", "--allow-privileged"])

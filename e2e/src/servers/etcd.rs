@@ -28,6 +28,8 @@ pub struct EtcdOptions {
     /// Users, each with a role of its name. Not empty: authentication is on, `root` exists too, and a client is the
     /// user that its certificate's CN names. Needs `tls`.
     pub users: Vec<EtcdUser>,
+    /// Where it listens, an IPv4 address of this machine; on loopback without.
+    pub address: Option<Ipv4Addr>,
     /// `--quota-backend-bytes`.
     pub quota_bytes: Option<u64>,
     /// Further flags.
@@ -88,7 +90,7 @@ pub fn basal_users() -> Vec<EtcdUser> {
     ]
 }
 
-/// A running (or stopped) single-member etcd on loopback. Dropping it kills it and removes its data.
+/// A running (or stopped) single-member etcd, on loopback unless told otherwise. Dropping it kills it and removes its data.
 pub struct Etcd {
     dir: TempDir,
     options: EtcdOptions,
@@ -109,16 +111,18 @@ impl Etcd {
         }
         let dir = tempfile::Builder::new().prefix("basal-etcd-").tempdir().context("a folder for etcd")?;
         let pki = Pki::create(&dir.path().join("pki"))?;
+        let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST);
         if options.tls {
-            pki.issue(&CertRequest::server("etcd", ["127.0.0.1", "::1", "localhost"]))?;
+            let names = ["127.0.0.1", "::1", "localhost"].map(String::from).into_iter();
+            pki.issue(&CertRequest::server("etcd", names.chain([address.to_string()])))?;
         }
-        let ports = EtcdFlags::pick()?;
+        let ports = EtcdFlags::pick(address)?;
         let mut etcd = Self { dir, options, pki, ports, process: None };
         for attempt in 1.. {
             match etcd.restart() {
                 Ok(()) => break,
                 Err(error) if attempt == ATTEMPTS => return Err(error),
-                Err(_maybe_port_taken) => etcd.ports = EtcdFlags::pick()?,
+                Err(_maybe_port_taken) => etcd.ports = EtcdFlags::pick(address)?,
             }
         }
         if !etcd.options.users.is_empty() {
@@ -132,7 +136,7 @@ impl Etcd {
     #[must_use]
     pub fn endpoint(&self) -> String {
         let scheme = if self.options.tls { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.ports.client)
+        format!("{scheme}://{}", SocketAddr::new(self.ports.address, self.ports.client))
     }
 
     /// The authority that its clients' certificates come from.
@@ -269,8 +273,8 @@ pub(crate) struct EtcdFlags {
 }
 
 impl EtcdFlags {
-    fn pick() -> anyhow::Result<Self> {
-        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    fn pick(address: Ipv4Addr) -> anyhow::Result<Self> {
+        let address = IpAddr::V4(address);
         let (client, peer, metrics) = (free_port(address)?, free_port(address)?, free_port(address)?);
         Ok(Self { address, client, peer, metrics })
     }

@@ -51,7 +51,7 @@ fn an_expired_or_foreign_certificate_is_refused() {
 #[test]
 fn the_api_server_knows_its_users_and_keeps_objects_over_a_kill() {
     let user = StaticUser { name: "somebody".into(), groups: vec!["guests".into()] };
-    let mut server = ApiServer::start(ApiServerOptions { users: vec![user], args: vec![] }).unwrap();
+    let mut server = ApiServer::start(ApiServerOptions { users: vec![user], ..ApiServerOptions::default() }).unwrap();
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "default"}});
     server.apply(&map).unwrap();
     server.kill().unwrap();

@@ -31,7 +31,7 @@ fn env() -> SharedEnv {
 /// An API server with the users `admin`, who may do all, and `nobody`, who may do nothing.
 fn start() -> ApiServer {
     let users = vec![StaticUser { name: "nobody".to_owned(), groups: vec![] }];
-    ApiServer::start(ApiServerOptions { users, args: vec![] }).unwrap()
+    ApiServer::start(ApiServerOptions { users, ..ApiServerOptions::default() }).unwrap()
 }
 
 async fn connect(server: &ApiServer, user: &str) -> KubeObjects {
