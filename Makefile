@@ -61,10 +61,11 @@ bench-operator: ## measure the operator on a real API server and etcd, NODES=500
 bench-ipam: ## measure the allocator alone, with 1 k, 64 k and 1 M blocks
 	cargo bench --package basal-ipam --bench allocator
 
-bench-agent: ## measure how fast packets travel, five rounds of SECONDS_EACH=1 for each figure (needs root)
-	cargo xtask setup --only packages,bpf
+bench-agent: ## measure how fast packets travel (rounds of SECONDS_EACH=1), and what the agent costs and how quick it is (CASES=pods,size,loaded-pods,records) (needs root)
+	cargo xtask setup --only packages,bpf,parts
 	cargo xtask ebpf
 	cargo bench --package basal-datapath --bench forwarding
+	cargo bench --package basal-agent --bench agent
 
 fmt: ## format the code
 	cargo fmt --all
