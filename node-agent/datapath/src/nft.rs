@@ -125,8 +125,9 @@ impl NftPlan {
         };
         let mut chains = BTreeMap::from([("postrouting".to_owned(), chain("nat", "postrouting", 100, postrouting))]);
         let mut received = vec![json!([
-            matches("==", meta("iifname"), json!(OUR_DEVICES)),
+            // The mark first: every packet that the node receives comes by here.
             matches("==", json!({"&": [meta("mark"), mark::MAGIC_MASK]}), json!(mark::MAGIC_UNREACHABLE)),
+            matches("==", meta("iifname"), json!(OUR_DEVICES)),
             {"reject": {"type": "icmpx", "expr": "host-unreachable"}},
         ])];
         if let Some(port) = self.tunnel_port {
