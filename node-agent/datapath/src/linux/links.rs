@@ -56,7 +56,7 @@ pub(super) async fn set(
 }
 
 /// Makes a device; one that is there already is no error.
-pub(super) async fn create(netlink: &Handle, message: LinkMessage) -> Result<(), Fault> {
+async fn create(netlink: &Handle, message: LinkMessage) -> Result<(), Fault> {
     match netlink.link().add(message).execute().await {
         Err(error) if !is_errno(&error, Errno::EEXIST) => Err(error.into()),
         _ => Ok(()),

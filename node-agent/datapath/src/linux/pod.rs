@@ -1,21 +1,38 @@
 //! An endpoint's device pair: one end on the host, the other in the pod.
 //!
-//! The pod's end is made under a temporary name beside the host's end, moved into the pod's namespace, renamed and
-//! configured there. Each step looks first at what is there, so that a crash in between is finished by the next try.
+//! Each end is made where it stays, under the name that it keeps: to move a device or to rename one the kernel waits until
+//! no CPU looks at it any more, with its lock on all devices held. What is inside is configured afterwards; each step can be
+//! repeated, so that a crash in between is finished by the next try.
 
-use std::{fs::File, io, os::fd::AsRawFd as _, path::Path, thread};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, RawFd},
+    path::Path,
+    thread,
+};
 
 use basal_runtime::env::{SharedEnv, TaskHandle};
-use netlink_packet_route::{link::LinkMessage, route::RouteProtocol};
-use nix::sched::{CloneFlags, setns};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use netlink_packet_route::{
+    link::{InfoData, InfoKind, InfoVeth},
+    route::RouteProtocol,
+};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use tokio::runtime;
 
-use super::{Paths, fault::Fault, links, routes};
+use super::{
+    Paths,
+    fault::{Fault, is_errno},
+    links, routes,
+};
 use crate::{
     check::pod_routes,
     kernel::{PodDevice, ReadError},
-    names::{ENDPOINT_PREFIX, IfName},
+    names::IfName,
     state::{Link, PodSide},
 };
 
@@ -29,21 +46,14 @@ pub(super) async fn make(
     pod: &PodSide,
 ) -> Result<(), Fault> {
     let netns = File::open(&pod.netns).map_err(|error| no_netns(pod, error))?;
-    let temporary = temporary_name(host)?;
     if links::index(netlink, host).await?.is_none() {
-        let pair = LinkVeth::new(host.as_str(), temporary.as_str()).address(pod.host_mac.to_vec()).mtu(link.mtu);
-        links::create(netlink, pair.build()).await?;
-    }
-    if let Some(index) = links::index(netlink, &temporary).await? {
-        let to_pod =
-            LinkUnspec::new_with_index(index).address(pod.mac.to_vec()).mtu(link.mtu).setns_by_fd(netns.as_raw_fd());
-        netlink.link().change(to_pod.build()).execute().await?;
+        create(netlink, host, link, pod, netns.as_raw_fd()).await?;
     }
 
     let has_ipv6 = pod.addresses.iter().any(|address| address.ip.is_ipv6());
     let opened = open(env, &netns, || enable_ipv6(&paths.sysctl, has_ipv6));
     let (driver, inside) = opened.map_err(|error| no_netns(pod, error))?;
-    let configured = configure(&inside, &temporary, link, pod).await;
+    let configured = configure(&inside, link, pod).await;
     driver.abort();
     configured
 }
@@ -83,22 +93,28 @@ fn no_netns(pod: &PodSide, error: io::Error) -> Fault {
     Fault::NoNetns { path: pod.netns.display().to_string(), message: error.to_string() }
 }
 
-/// `tmp` and the last five digits of the host side's name, as Cilium does.
-fn temporary_name(host: &IfName) -> Result<IfName, Fault> {
-    let digits = host.as_str().strip_prefix(ENDPOINT_PREFIX).unwrap_or(host.as_str());
-    let tail = digits.get(digits.len().saturating_sub(5)..).unwrap_or(digits);
-    IfName::new(format!("tmp{tail}")).map_err(|error| Fault::at(host, error))
+/// Makes both ends at once. The kernel makes the pod's end first, so a name that is taken there leaves nothing behind.
+async fn create(netlink: &Handle, host: &IfName, link: &Link, pod: &PodSide, netns: RawFd) -> Result<(), Fault> {
+    let inside = LinkUnspec::new_with_name(pod.name.as_str()).address(pod.mac.to_vec()).mtu(link.mtu);
+    let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(host.as_str())
+        .address(pod.host_mac.to_vec())
+        .mtu(link.mtu)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(inside.setns_by_fd(netns).build())));
+    match netlink.link().add(pair.build()).execute().await {
+        Err(error) if is_errno(&error, Errno::EEXIST) => Err(Fault::at(
+            format_args!("{host} and {} in {}", pod.name, pod.netns.display()),
+            "one of the two is there already",
+        )),
+        made => Ok(made?),
+    }
 }
 
-/// What happens inside: name, state, addresses, and per family a route to the gateway and the default route.
-async fn configure(inside: &Handle, temporary: &IfName, link: &Link, pod: &PodSide) -> Result<(), Fault> {
-    if let Some(index) = links::index(inside, temporary).await? {
-        let rename = LinkUnspec::new_with_index(index).name(pod.name.as_str()).build();
-        change(inside, rename).await?;
-    }
+/// What happens inside: state, addresses, and per family a route to the gateway and the default route.
+async fn configure(inside: &Handle, link: &Link, pod: &PodSide) -> Result<(), Fault> {
     let index = links::index(inside, &pod.name).await?.ok_or_else(|| Fault::NoLink(pod.name.clone()))?;
     let up = LinkUnspec::new_with_index(index).address(pod.mac.to_vec()).mtu(link.mtu).up();
-    change(inside, up.build()).await?;
+    inside.link().change(up.build()).execute().await?;
 
     for address in &pod.addresses {
         links::put_address(inside, index, address.ip.into()).await?;
@@ -107,11 +123,6 @@ async fn configure(inside: &Handle, temporary: &IfName, link: &Link, pod: &PodSi
         let message = routes::build(index, destination, &route, RouteProtocol::Boot)?;
         inside.route().add(message).replace().execute().await?;
     }
-    Ok(())
-}
-
-async fn change(inside: &Handle, message: LinkMessage) -> Result<(), Fault> {
-    inside.link().change(message).execute().await?;
     Ok(())
 }
 

@@ -103,6 +103,25 @@ fn a_node_is_taken_down_without_trace() {
 }
 
 #[test]
+fn a_device_that_a_pod_has_already_is_left_alone() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        let pod = node.add_pod(7, 4321);
+        pod.ip("link add eth0 type bridge");
+        let link = node.plan.endpoints[&7].link.clone();
+        let refused = node.with(async |kernel| {
+            let desired = node.plan.desired(&kernel.read().await.unwrap());
+            kernel.apply(&Op::SetLink(link.clone(), desired.links[&link].clone())).await
+        });
+        let Outcome::Refused(error) = refused else { panic!("{refused:?}") };
+        assert!(error.to_string().contains("is there already"), "{error}");
+        assert!(!node.read().devices.contains_key(&link));
+        let details = pod.run("ip -d link show eth0").unwrap();
+        assert!(details.contains("bridge") && !details.contains("UP"), "{details}");
+    });
+}
+
+#[test]
 fn an_endpoint_whose_device_went_is_cleaned_up() {
     sandbox(|bpffs| {
         let mut node = node(bpffs, 1);
