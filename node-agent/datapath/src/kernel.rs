@@ -23,6 +23,13 @@ pub trait Kernel: Send + Sync + 'static {
     /// made or removed.
     async fn read(&self) -> Result<Observed, ReadError>;
 
+    /// The same without the rows of the ipcache, for whoever heard [`Kernel::events`]: they are as many as the cluster has
+    /// addresses, reading them is most of the work, and no event tells of them.
+    ///
+    /// # Errors
+    /// As [`Kernel::read`].
+    async fn read_without_ipcache(&self) -> Result<Observed, ReadError>;
+
     /// Reads one device, ours or not, and nothing else; `None` when there is none.
     ///
     /// # Errors

@@ -98,6 +98,25 @@ impl Core {
 
     /// Everything that differs from what was just read.
     pub fn full(&mut self, observed: Observed) -> FullPass {
+        let (lost, mtu) = self.saw(observed);
+        let changes = self.view.take_changes();
+        let desired = self.desired();
+        let mut ops = diff(&desired, &self.known.state);
+        self.update_pods(&changes, &mut ops);
+        FullPass { ops, lost, mtu }
+    }
+
+    /// The same for what was read without the rows of the ipcache, which are taken to be as they were.
+    pub fn full_without_ipcache(&mut self, mut observed: Observed) -> FullPass {
+        let rows = self.known.state.maps.remove(&MapId::Ipcache);
+        observed.state.maps.extend(rows.map(|rows| (MapId::Ipcache, rows)));
+        let (lost, mtu) = self.saw(observed);
+        let changes = Changes { base: true, ..self.view.take_changes() };
+        FullPass { ops: self.delta(&changes), lost, mtu }
+    }
+
+    /// Everything was read. Answers the endpoints whose interface is gone, and the MTU when it is another one.
+    fn saw(&mut self, observed: Observed) -> (Vec<EndpointId>, Option<u32>) {
         self.known = observed;
         for name in self.making.clone() {
             self.forget(&name);
@@ -109,11 +128,7 @@ impl Core {
         for id in &lost {
             self.view.remove_endpoint(*id);
         }
-        let changes = self.view.take_changes();
-        let desired = self.desired();
-        let mut ops = diff(&desired, &self.known.state);
-        self.update_pods(&changes, &mut ops);
-        FullPass { ops, lost, mtu }
+        (lost, mtu)
     }
 
     /// What some changes lead to.

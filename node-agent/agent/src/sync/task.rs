@@ -32,7 +32,7 @@ use crate::{endpoint::record::EndpointId, metrics::DatapathMetrics, view::View};
 pub const FULL_PASS_INTERVAL: Duration = Duration::from_secs(60);
 /// How many interfaces are made at a time. More would only wait for the kernel's lock on devices.
 pub const MAKING_AT_ONCE: usize = 16;
-/// How long the kernel's own news are collected before everything is compared.
+/// How long the kernel's own news are collected before what they are about is compared.
 const NEWS_DELAY: Duration = Duration::from_secs(1);
 /// How soon after one comparison news may lead to the next.
 const NEWS_INTERVAL: Duration = Duration::from_secs(5);
@@ -68,6 +68,7 @@ impl Datapath {
             stop: stop.clone(),
             failures: Failures::none(RETRY),
             next_pass: Instant::now(),
+            next_look: None,
             last_pass: None,
             retry: None,
         };
@@ -88,8 +89,13 @@ struct Task {
     permits: Arc<Semaphore>,
     stop: CancellationToken,
     failures: Failures,
+    /// When everything is compared next.
     next_pass: Instant,
+    /// When everything but the ipcache is compared, because the kernel had news.
+    next_look: Option<Instant>,
+    /// When either was done last.
     last_pass: Option<Instant>,
+    /// When everything is compared once more, because something failed.
     retry: Option<Instant>,
 }
 
@@ -104,7 +110,7 @@ struct Batch {
 impl Task {
     async fn run(mut self, stop: CancellationToken) {
         loop {
-            let due = self.retry.map_or(self.next_pass, |retry| retry.min(self.next_pass));
+            let due = [self.retry, self.next_look].into_iter().flatten().fold(self.next_pass, Instant::min);
             select_biased! {
                 () = stop.cancelled().fuse() => return,
                 // Before the messages: a flood of them must not keep comparisons away. Each puts the next one off.
@@ -118,11 +124,11 @@ impl Task {
         }
     }
 
-    /// The kernel changed: compare everything soon, but not all the time.
+    /// The kernel changed: compare soon, but not all the time.
     fn heard(&mut self, alive: bool) {
         let now = Instant::now();
         let earliest = self.last_pass.map_or(now, |last| last + NEWS_INTERVAL);
-        self.next_pass = self.next_pass.min(earliest.max(now + NEWS_DELAY));
+        self.next_look.get_or_insert(earliest.max(now + NEWS_DELAY));
         if !alive {
             self.news = self.kernel.events();
         }
@@ -288,20 +294,22 @@ impl Task {
         self.report.send_modify(|report| report.problem = problem);
     }
 
-    /// Compares everything with what the kernel holds, and mends it.
+    /// Compares everything with what the kernel holds, and mends it; without the ipcache where only news call for it.
     async fn pass(&mut self) {
         let first = !self.started();
+        let whole = first || self.retry.is_some() || self.next_pass <= Instant::now();
         self.follow().await;
         for round in 0..ROUNDS {
-            let observed = match self.kernel.read().await {
+            let read = if whole { self.kernel.read().await } else { self.kernel.read_without_ipcache().await };
+            let observed = match read {
                 Ok(observed) => observed,
                 Err(error) => {
                     tracing::warn!(%error, "datapath");
-                    self.schedule();
+                    self.schedule(whole);
                     return self.fail(error.to_string());
                 }
             };
-            let pass = self.core.full(observed);
+            let pass = if whole { self.core.full(observed) } else { self.core.full_without_ipcache(observed) };
             self.tell_routes();
             if let Some(mtu) = pass.mtu {
                 self.tell_mtu(mtu);
@@ -325,23 +333,26 @@ impl Task {
             }
             let failed = self.carry_out(pass.ops).await;
             if !failed.is_empty() {
-                self.schedule();
+                self.schedule(whole);
                 return self.judge(&failed);
             }
         }
         self.retry = None;
         self.failures.reset();
-        self.schedule();
+        self.schedule(whole);
         self.report.send_modify(|report| {
             report.complete = true;
             report.problem.clear();
         });
     }
 
-    fn schedule(&mut self) {
+    fn schedule(&mut self, whole: bool) {
         let now = Instant::now();
         self.last_pass = Some(now);
-        self.next_pass = now + FULL_PASS_INTERVAL;
+        self.next_look = None;
+        if whole {
+            self.next_pass = now + FULL_PASS_INTERVAL;
+        }
     }
 
     /// Begins to make the interface of an endpoint. The end is a message.

@@ -318,6 +318,12 @@ impl<P: Kernel> Kernel for Faulty<P> {
         self.wire.call(Call::read(Side::Node, "kernel: read"), async move { port.read().await }).await
     }
 
+    async fn read_without_ipcache(&self) -> Result<Observed, ReadError> {
+        let port = self.port();
+        let effect = async move { port.read_without_ipcache().await };
+        self.wire.call(Call::read(Side::Node, "kernel: read without ipcache"), effect).await
+    }
+
     async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
         let (port, of) = (self.port(), name.clone());
         let effect = async move { port.device(&of).await };

@@ -23,6 +23,7 @@ use basal_datapath::{
     op::Op,
     plan::{NodePlan, Routers},
     routing::{Routing, Tunnel},
+    rows::MapId,
     state::{Link, LinkKind, PodSide},
 };
 use basal_ipam::names::NodeName;
@@ -197,6 +198,12 @@ impl Kernel for ModelKernel {
     async fn read(&self) -> Result<Observed, ReadError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         Ok(self.observed())
+    }
+
+    async fn read_without_ipcache(&self) -> Result<Observed, ReadError> {
+        let mut observed = self.observed();
+        observed.state.maps.remove(&MapId::Ipcache);
+        Ok(observed)
     }
 
     async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {

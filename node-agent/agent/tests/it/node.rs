@@ -292,3 +292,26 @@ async fn what_is_changed_behind_its_back_is_mended_and_counted() {
     assert_eq!(status.drift, 1);
     world.stop().await;
 }
+
+/// The ipcache's rows are most of what there is to read, and nothing tells of a change of them.
+#[tokio::test(start_paused = true)]
+async fn news_of_the_kernel_are_followed_without_reading_the_ipcache() {
+    let mut world = World::ready().await;
+    let key = keys::node(&ClusterName::default(), &NodeName::new("n2").unwrap());
+    world.put(&key, record("n2").to_json().as_bytes()).await;
+    let rows = |map| world.kernel.observed().state.maps.get(&map).cloned().unwrap_or_default();
+    world.until("the tunnel exists", || !rows(MapId::Tunnel).is_empty()).await;
+    tokio::time::sleep(FULL_PASS_INTERVAL / 6).await;
+    let (tunnel, ipcache, reads) = (rows(MapId::Tunnel), rows(MapId::Ipcache), world.kernel.reads());
+    for (map, rows) in [(MapId::Tunnel, &tunnel), (MapId::Ipcache, &ipcache)] {
+        for key in rows.keys().cloned() {
+            world.kernel.tamper(&Op::DeleteRow { map, key });
+        }
+    }
+    world.kernel.change_device("eth0", |_| {});
+    world.until("the tunnel is back", || rows(MapId::Tunnel) == tunnel).await;
+    assert!(rows(MapId::Ipcache).is_empty() && world.kernel.reads() == reads);
+    world.until("the ipcache is back", || rows(MapId::Ipcache) == ipcache).await;
+    assert_eq!(world.kernel.reads(), reads + 2, "read, mended and read once more");
+    world.stop().await;
+}

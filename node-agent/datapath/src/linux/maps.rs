@@ -75,8 +75,8 @@ impl PinnedMaps {
         sum().map_err(io::Error::other)
     }
 
-    pub(super) fn read(&self, state: &mut NodeState) -> Result<(), ReadError> {
-        for map in MapId::ALL {
+    pub(super) fn read(&self, maps: impl Iterator<Item = MapId>, state: &mut NodeState) -> Result<(), ReadError> {
+        for map in maps {
             if let Some(rows) = self.rows(map).map_err(|error| ReadError::new(map.spec().name, error))? {
                 state.maps.insert(map, rows);
             }

@@ -40,6 +40,7 @@ use crate::{
     names::IfName,
     op::Op,
     program::OBJECT,
+    rows::MapId,
 };
 
 /// Where things are, and how programs are attached. The default is what a node has.
@@ -130,6 +131,26 @@ impl LinuxKernel {
         &self.maps
     }
 
+    /// Reads everything, and of the maps those that are asked for.
+    async fn read_with(&self, maps: impl Iterator<Item = MapId> + Send) -> Result<Observed, ReadError> {
+        let mut observed = Observed::default();
+        let turn = self.lists.lock().await;
+        links::read(&self.netlink, &mut observed).await?;
+        routes::read(&self.netlink, &mut observed).await?;
+        sysctl::read(&self.paths.sysctl, &mut observed.state)?;
+        let loaded = programs::read(&self.paths)?;
+        self.maps.read(maps, &mut observed.state)?;
+        let every_slot = !self.has_read.load(Ordering::Relaxed);
+        hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
+        drop(turn);
+        observed.state.programs = loaded.into_hashes();
+        let tables = nft::tables(&self.paths.nft).await?;
+        observed.state.nft = nft::read(&self.paths.nft, &tables).await?;
+        observed.state.forward = forward::read(&tables).await?;
+        self.has_read.store(true, Ordering::Relaxed);
+        Ok(observed)
+    }
+
     async fn try_apply(&self, op: &Op) -> Result<(), Fault> {
         let lists = matches!(op, Op::DeleteAddress(_) | Op::Attach(..) | Op::Detach(_));
         let _turn = if lists { Some(self.lists.lock().await) } else { None };
@@ -157,22 +178,11 @@ impl LinuxKernel {
 #[async_trait]
 impl Kernel for LinuxKernel {
     async fn read(&self) -> Result<Observed, ReadError> {
-        let mut observed = Observed::default();
-        let turn = self.lists.lock().await;
-        links::read(&self.netlink, &mut observed).await?;
-        routes::read(&self.netlink, &mut observed).await?;
-        sysctl::read(&self.paths.sysctl, &mut observed.state)?;
-        let loaded = programs::read(&self.paths)?;
-        self.maps.read(&mut observed.state)?;
-        let every_slot = !self.has_read.load(Ordering::Relaxed);
-        hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
-        drop(turn);
-        observed.state.programs = loaded.into_hashes();
-        let tables = nft::tables(&self.paths.nft).await?;
-        observed.state.nft = nft::read(&self.paths.nft, &tables).await?;
-        observed.state.forward = forward::read(&tables).await?;
-        self.has_read.store(true, Ordering::Relaxed);
-        Ok(observed)
+        self.read_with(MapId::ALL.into_iter()).await
+    }
+
+    async fn read_without_ipcache(&self) -> Result<Observed, ReadError> {
+        self.read_with(MapId::ALL.into_iter().filter(|map| *map != MapId::Ipcache)).await
     }
 
     async fn device(&self, name: &IfName) -> Result<Option<Device>, ReadError> {
