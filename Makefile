@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz bench-operator bench-ipam bench-agent fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz bench-operator bench-ipam bench-agent bench-packets bench-node bench-pods fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -61,11 +61,21 @@ bench-operator: ## measure the operator on a real API server and etcd, NODES=500
 bench-ipam: ## measure the allocator alone, with 1 k, 64 k and 1 M blocks
 	cargo bench --package basal-ipam --bench allocator
 
-bench-agent: ## measure how fast packets travel (rounds of SECONDS_EACH=1), and what the agent costs and how quick it is (CASES=pods,size,loaded-pods,records) (needs root)
-	cargo xtask setup --only packages,bpf,parts
+bench-agent: bench-packets bench-node bench-pods ## measure all that follows (needs root)
+
+bench-packets: ## measure how fast packets travel, in rounds of SECONDS_EACH=1 (needs root)
+	cargo xtask setup --only packages,bpf
 	cargo xtask ebpf
 	cargo bench --package basal-datapath --bench forwarding
+
+bench-node: ## measure what the agent costs a node and how quick it is, CASES=pods,size,loaded-pods,records (needs root)
+	cargo xtask setup --only packages,bpf,parts
+	cargo xtask ebpf
 	cargo bench --package basal-agent --bench agent
+
+bench-pods: ## measure how long PODS=100 take in a real cluster, in PASSES=2 clusters of each kind with ROUNDS=2 (needs root)
+	cargo xtask setup --profile release
+	cargo bench --package basal-e2e --bench pods
 
 fmt: ## format the code
 	cargo fmt --all

@@ -12,3 +12,4 @@ pub mod process;
 pub mod say;
 pub mod servers;
 pub mod wait;
+pub mod workload;

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use basal_e2e::cluster::Cluster;
+use basal_e2e::workload::idle_deployment;
 use serde_json::json;
 
 use crate::view::{IP_RECORDS, agent_pod, basal, eventually, keys, operator_metric};
-use crate::workload::{idle_deployment, running};
+use crate::workload::running;
 
 const PODS: usize = 60;
 const ROUNDS: usize = 3;

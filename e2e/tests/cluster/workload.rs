@@ -5,12 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use basal_e2e::cluster::Cluster;
 use basal_e2e::command::Run;
+use basal_e2e::workload::{IMAGE, spread};
 use serde_json::{Value, json};
 
 use crate::view::{eventually, text, texts};
 
-/// The image of test pods.
-const IMAGE: &str = "localhost/basal-e2e/tools:1";
 /// The HTTP port of [`deployment`]; UDP is the next one.
 pub(crate) const PORT: u16 = 8080;
 
@@ -33,33 +32,6 @@ pub(crate) fn deployment(name: &str, replicas: usize) -> Value {
         {"name": "iperf", "image": IMAGE, "imagePullPolicy": "Never", "command": ["iperf3", "-s"]},
     ]);
     spread(name, replicas, &containers)
-}
-
-/// A Deployment of pods that do nothing, spread over the nodes.
-pub(crate) fn idle_deployment(name: &str, replicas: usize) -> Value {
-    spread(name, replicas, &json!([{"name": "idle", "image": IMAGE, "imagePullPolicy": "Never"}]))
-}
-
-fn spread(name: &str, replicas: usize, containers: &Value) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": name}},
-            "template": {
-                "metadata": {"labels": {"app": name}},
-                "spec": {
-                    "terminationGracePeriodSeconds": 0,
-                    "topologySpreadConstraints": [{
-                        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
-                        "labelSelector": {"matchLabels": {"app": name}},
-                    }],
-                    "containers": containers,
-                },
-            },
-        },
-    })
 }
 
 /// A bare pod on a node that waits.
