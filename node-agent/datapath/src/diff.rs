@@ -13,8 +13,10 @@ use crate::{
 /// 3. programs are loaded, with fresh maps filled;
 /// 4. map rows are written, then programs are attached: a packet that meets a new program finds its rows;
 /// 5. routes, nftables tables and rules in those of iptables, which send packets to the devices and let them pass;
-/// 6. what is not desired goes, in the opposite order: iptables, nftables, routes, programs on devices, devices, policy
-///    programs, rows, addresses, parameters never (they are left as they are), program sets that nothing runs from.
+/// 6. what is not desired goes, in the opposite order: iptables, nftables, routes, programs on devices that stay, devices,
+///    what is left of programs on those, policy programs, rows, addresses, parameters never (they are left as they are),
+///    program sets that nothing runs from. A device takes its programs along; to detach one the kernel would wait until no
+///    CPU runs it.
 #[must_use]
 pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
     let mut ops = Vec::new();
@@ -102,16 +104,14 @@ fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
     for key in observed.routes.keys().filter(|key| !desired.routes.contains_key(*key)) {
         ops.push(Op::DeleteRoute(key.clone()));
     }
-    let stale = |hook: &&Hook| !desired.hooks.contains_key(*hook);
-    for hook in observed.hooks.keys().filter(stale).filter(|hook| hook.link().is_some()) {
-        ops.push(Op::Detach(hook.clone()));
-    }
+    let stale = observed.hooks.keys().filter(|hook| !desired.hooks.contains_key(*hook));
+    let stays = |hook: &&Hook| hook.link().is_some_and(|link| desired.links.contains_key(link));
+    let (of_devices_that_stay, others): (Vec<_>, Vec<_>) = stale.partition(stays);
+    ops.extend(of_devices_that_stay.into_iter().map(|hook| Op::Detach(hook.clone())));
     for name in observed.links.keys().filter(|name| !desired.links.contains_key(*name)) {
         ops.push(Op::DeleteLink(name.clone()));
     }
-    for hook in observed.hooks.keys().filter(stale).filter(|hook| hook.link().is_none()) {
-        ops.push(Op::Detach(hook.clone()));
-    }
+    ops.extend(others.into_iter().map(|hook| Op::Detach(hook.clone())));
     for (map, rows) in &observed.maps {
         let wanted = desired.maps.get(map);
         for key in rows.keys().filter(|key| wanted.is_none_or(|wanted| !wanted.contains_key(*key))) {
@@ -212,13 +212,25 @@ mod tests {
                 "set-forward",
                 "delete-nft",
                 "delete-route",
-                "detach",
                 "delete-link",
+                "detach",
                 "detach",
                 "delete-row",
                 "unload-programs"
             ]
         );
+    }
+
+    #[test]
+    fn programs_go_before_other_devices_and_after_their_own() {
+        let link = IfName::new("lxc01").unwrap();
+        let hook = |link: &IfName, symbol| Hook::Device { link: link.clone(), symbol };
+        let stale = [hook(&IfName::vxlan(), Symbol::ToOverlay), hook(&link, Symbol::FromContainer)];
+        let mut observed = desired();
+        observed.links.insert(link.clone(), Link { kind: LinkKind::Endpoint(None), ..vxlan(1).1 });
+        observed.hooks.extend(stale.clone().map(|hook| (hook, ProgramHash::of(&Config::UNSET))));
+        let [of_vxlan, of_endpoint] = stale.map(Op::Detach);
+        assert_eq!(diff(&desired(), &observed), [of_vxlan, Op::DeleteLink(link), of_endpoint]);
     }
 
     #[test]
