@@ -4,8 +4,10 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use basal_e2e::wait::Stopwatch;
 
 use crate::{
     harness::{Netns, Node, sandbox},
@@ -93,11 +95,12 @@ fn path_mtu(machine: &Netns, to: &str) -> u32 {
 fn datagram_too_big(from: &Netns, to: &str, bytes: usize) -> u32 {
     let (ip, _) = to.split_once(':').unwrap();
     let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    let end = Instant::now() + PATIENCE;
+    let watch = Stopwatch::start();
     loop {
+        // One that is told at once has learned it.
         socket.send_to(&vec![0; bytes], to).map(drop).unwrap_or_default();
         match path_mtu(from, ip) {
-            0 if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            0 if watch.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(20)),
             mtu => return mtu,
         }
     }
