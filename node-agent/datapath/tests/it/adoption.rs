@@ -19,7 +19,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::harness::{Netns, pair, sandbox};
+use crate::{
+    harness::{Netns, pair, sandbox},
+    traffic::two_pods,
+};
 
 /// A hundred pings a second, until it is stopped or dropped.
 struct Pings(Child);
@@ -116,11 +119,7 @@ fn refused_by_the_verifier() -> &'static [u8] {
 #[test]
 fn programs_that_the_verifier_refuses_leave_those_that_run() {
     sandbox(|bpffs| {
-        let (mut one, mut two) = pair(bpffs);
-        let pod_one = one.add_pod(7, 1111);
-        let _pod_two = two.add_pod(7, 2222);
-        one.converge();
-        two.converge();
+        let (mut one, _two, pod_one, _pod_two) = two_pods(bpffs, true);
         let before = one.read().state;
         let pings = Pings::start(&pod_one, "10.1.2.7");
 
@@ -150,11 +149,7 @@ fn programs_that_the_verifier_refuses_leave_those_that_run() {
 #[test]
 fn a_map_that_is_made_otherwise_is_replaced_and_filled() {
     sandbox(|bpffs| {
-        let (mut one, mut two) = pair(bpffs);
-        let pod_one = one.add_pod(7, 1111);
-        let _pod_two = two.add_pod(7, 2222);
-        one.converge();
-        two.converge();
+        let (one, _two, pod_one, _pod_two) = two_pods(bpffs, true);
         let globals = one.paths.maps();
         for map in [&spec::IPCACHE, &spec::ENDPOINTS, &spec::CALL_POLICY] {
             let path = globals.join(map.name);
@@ -179,11 +174,7 @@ fn a_map_that_is_made_otherwise_is_replaced_and_filled() {
 #[test]
 fn programs_move_between_tcx_and_clsact_without_losing_a_packet() {
     sandbox(|bpffs| {
-        let (mut one, mut two) = pair(bpffs);
-        let pod_one = one.add_pod(7, 1111);
-        let _pod_two = two.add_pod(7, 2222);
-        one.converge();
-        two.converge();
+        let (mut one, _two, pod_one, _pod_two) = two_pods(bpffs, true);
         let link = one.plan.endpoints[&7].link.clone();
         let pings = Pings::start(&pod_one, "10.1.2.7");
         for (tcx, filters) in [(false, 1), (true, 0), (false, 1)] {
