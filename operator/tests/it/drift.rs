@@ -171,6 +171,8 @@ fn a_fence_that_went_when_etcd_was_put_back() {
         let fenced = |world: &World| world.kv().contents().contains_key(&fence);
         world.until("a term", LIMIT, fenced).await?;
         world.pass(SOON).await?;
+        let elected = |world: &World| world.objects().all(&resources::LEASE)[0].0["spec"]["acquireTime"].clone();
+        let before = elected(world);
         world.kv().roll_back(1000, false);
         assert!(!fenced(world));
         for _ in 0..50 {
@@ -178,6 +180,7 @@ fn a_fence_that_went_when_etcd_was_put_back() {
         }
         world.until("another term", PASS + SOON, fenced).await?;
         assert_eq!(drift(&setup), [0, 0, 0, 1]);
+        assert_ne!(elected(world), before, "the Lease was given back: another replica may be able to work");
         Ok(())
     });
 }
