@@ -65,20 +65,15 @@ pub fn known_blocks(observed: &Observed) -> BTreeSet<IpNet> {
 /// Waits until the kernel holds what it should. Meanwhile the guard says what keeps it from that.
 pub async fn first_pass(mut sync: watch::Receiver<SyncReport>, guard: &Guard) {
     guard.not_ready("comparing the kernel with what it should hold");
-    loop {
-        {
-            let report = sync.borrow_and_update();
-            if report.complete {
-                return guard.ready();
-            }
-            if !report.problem.is_empty() {
-                guard.not_ready(report.problem.clone());
-            }
+    let complete = |report: &SyncReport| {
+        if !report.problem.is_empty() {
+            guard.not_ready(report.problem.clone());
         }
-        if sync.changed().await.is_err() {
-            // The task is gone only when the agent ends.
-            return;
-        }
+        report.complete
+    };
+    // The task is gone only when the agent ends.
+    if sync.wait_for(complete).await.is_ok() {
+        guard.ready();
     }
 }
 
