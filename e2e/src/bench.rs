@@ -1,10 +1,15 @@
-//! What benches find out: a table for people, and `target/bench/<name>.json` for everything else.
+//! What benches are told and find out: settings by the environment, a table for people, and `target/bench/<name>.json`
+//! for everything else.
 
+use std::env;
 use std::fs;
+use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
+
+use crate::say::say;
 
 /// One figure, beside the figure that it is to be held against. Both come from the same run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,6 +45,27 @@ impl Row {
         self.ratio = (value != 0.0).then_some(self.value / value);
         self
     }
+}
+
+/// A setting that is given by the environment; make hands over empty ones, which count as not given.
+#[must_use]
+pub fn setting(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// The middle one of some figures, or the mean of the two in the middle; of none, no number.
+#[must_use]
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let low = figures.get(figures.len().saturating_sub(1) / 2);
+    low.zip(figures.get(figures.len() / 2)).map_or(f64::NAN, |(low, high)| f64::midpoint(*low, *high))
+}
+
+/// Prints the table, writes the JSON, and says where that is.
+pub fn publish(name: &str, rows: &[Row]) -> anyhow::Result<()> {
+    stdout().write_all(table(rows).as_bytes())?;
+    say(format!("written to {}", write(name, rows)?.display()));
+    Ok(())
 }
 
 /// The folder of the results: `target/bench` of this checkout, wherever Cargo builds.
@@ -82,7 +108,14 @@ pub fn table(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, table};
+    use super::{Row, median, table};
+
+    #[test]
+    fn a_median_lies_in_the_middle() {
+        assert_eq!(median(vec![5.0, 1.0, 3.0]), 3.0);
+        assert_eq!(median(vec![4.0, 1.0, 3.0, 9.0]), 3.5);
+        assert!(median(Vec::new()).is_nan());
+    }
 
     #[test]
     fn a_row_has_a_ratio_only_to_a_baseline_that_is_not_nothing() {

@@ -6,11 +6,7 @@
 
 mod case;
 
-use std::{
-    collections::BTreeMap,
-    env, fs,
-    io::{Write as _, stdout},
-};
+use std::{collections::BTreeMap, fs};
 
 use anyhow::Context as _;
 use basal_e2e::{
@@ -42,21 +38,21 @@ fn main() -> anyhow::Result<()> {
         }
     }
     let rows = rows(pods, &found)?;
-    stdout().write_all(bench::table(&rows).as_bytes())?;
-    say(format!("written to {}", bench::write("pods", &rows)?.display()));
-    Ok(())
+    bench::publish("pods", &rows)
 }
 
 /// A number that is given by the environment.
 fn number(name: &str, default: usize) -> anyhow::Result<usize> {
-    match env::var(name).ok().filter(|text| !text.is_empty()) {
+    match bench::setting(name) {
         Some(text) => text.parse().with_context(|| format!("{name} is no number")),
         None => Ok(default),
     }
 }
 
 fn rows(pods: usize, found: &BTreeMap<Case, Found>) -> anyhow::Result<Vec<Row>> {
-    let median_of = |case: Case, figures: fn(&Found) -> &Vec<f64>| found.get(&case).map(|found| median(figures(found)));
+    let median_of = |case: Case, figures: fn(&Found) -> &Vec<f64>| {
+        found.get(&case).map(|found| bench::median(figures(found).clone()))
+    };
     let mut rows = Vec::new();
     for case in [Case::Etcd, Case::CustomResources] {
         let mut against = |metric: &str, method: &str, figures: fn(&Found) -> &Vec<f64>| {
@@ -80,12 +76,4 @@ fn rows(pods: usize, found: &BTreeMap<Case, Found>) -> anyhow::Result<Vec<Row>> 
         "size of the archive that nodes import",
     ));
     Ok(rows)
-}
-
-/// The middle one, or the mean of the two in the middle; 0 of none.
-fn median(figures: &[f64]) -> f64 {
-    let mut sorted = figures.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (low, high) = (sorted.get((sorted.len().saturating_sub(1)) / 2), sorted.get(sorted.len() / 2));
-    low.zip(high).map_or(0.0, |(low, high)| (low + high) / 2.0)
 }

@@ -11,11 +11,6 @@ mod rival;
 mod rows;
 mod servers;
 
-use std::{
-    env,
-    io::{Write as _, stdout},
-};
-
 use anyhow::Context as _;
 use basal_e2e::{bench, say::say};
 
@@ -25,7 +20,7 @@ use self::{basal::After, rival::Rate, rows::Rivals, servers::Store};
 const QUIET: u32 = 5000;
 
 fn main() -> anyhow::Result<()> {
-    let nodes = env::var("NODES").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "5000,10000".into());
+    let nodes = bench::setting("NODES").unwrap_or_else(|| "5000,10000".into());
     let nodes: Result<Vec<u32>, _> = nodes.split(',').map(|number| number.trim().parse()).collect();
     let nodes = nodes.context("NODES is no list of numbers; 5000,10000 is the default")?;
     let largest = nodes.iter().max().copied();
@@ -53,8 +48,5 @@ fn main() -> anyhow::Result<()> {
         let rivals = Rivals { default, raised };
         rows.extend(found.iter().flat_map(|(store, basal, ceiling)| rows::of(nodes, *store, basal, ceiling, &rivals)));
     }
-    stdout().write_all(bench::table(&rows).as_bytes())?;
-    let path = bench::write("operator", &rows)?;
-    say(format!("written to {}", path.display()));
-    Ok(())
+    bench::publish("operator", &rows)
 }

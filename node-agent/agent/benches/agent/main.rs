@@ -13,11 +13,6 @@ mod pods;
 mod records;
 mod size;
 
-use std::{
-    env,
-    io::{Write as _, stdout},
-};
-
 use anyhow::bail;
 use basal_e2e::{bench, say::say};
 
@@ -27,7 +22,7 @@ use self::cluster::Cluster;
 const CASES: [&str; 4] = ["pods", "size", "loaded-pods", "records"];
 
 fn main() -> anyhow::Result<()> {
-    let wanted = env::var("CASES").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| CASES.join(","));
+    let wanted = bench::setting("CASES").unwrap_or_else(|| CASES.join(","));
     let wanted: Vec<&str> = wanted.split(',').map(str::trim).collect();
     if let Some(unknown) = wanted.iter().find(|name| !CASES.contains(name)) {
         bail!("CASES names {unknown:?}; there are {}", CASES.join(", "));
@@ -36,7 +31,6 @@ fn main() -> anyhow::Result<()> {
     netns::leave_the_machine()?;
     let cluster = Cluster::start(plugin)?;
     let mut rows = Vec::new();
-    let mut written = None;
     for case in CASES.into_iter().filter(|case| wanted.contains(case)) {
         say(format!("{case}:"));
         rows.extend(match case {
@@ -52,11 +46,7 @@ fn main() -> anyhow::Result<()> {
             }
         });
         // After each: it takes a quarter of an hour, and what was found should not be lost with what comes last.
-        written = Some(bench::write("agent", &rows)?);
+        bench::write("agent", &rows)?;
     }
-    stdout().write_all(bench::table(&rows).as_bytes())?;
-    if let Some(path) = written {
-        say(format!("written to {}", path.display()));
-    }
-    Ok(())
+    bench::publish("agent", &rows)
 }

@@ -18,18 +18,11 @@ mod paths;
 mod programs;
 mod worlds;
 
-use std::{
-    env,
-    io::{Write as _, stdout},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use basal_datapath::routing::{DirectRoutes, Routing};
-use basal_e2e::{
-    bench::{Row, table, write},
-    say::say,
-};
+use basal_e2e::bench::{Row, publish, setting};
 
 use self::{
     harness::{TUNNEL, sandbox},
@@ -42,16 +35,12 @@ use self::{
 const ROUTED: Routing = Routing::Native(DirectRoutes::All);
 
 fn main() -> anyhow::Result<()> {
-    let seconds = env::var("SECONDS_EACH").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "1".into());
+    let seconds = setting("SECONDS_EACH").unwrap_or_else(|| "1".into());
     let seconds: u64 = seconds.parse().context("SECONDS_EACH is no whole number; 1 is the default")?;
     let logs = tempfile::tempdir()?;
     let mut rows = Ok(Vec::new());
     sandbox(|bpffs| rows = run(Dirs { bpffs, logs: logs.path() }, Duration::from_secs(seconds)));
-    let rows = rows?;
-    stdout().write_all(table(&rows).as_bytes())?;
-    let path = write("forwarding", &rows)?;
-    say(format!("written to {}", path.display()));
-    Ok(())
+    publish("forwarding", &rows?)
 }
 
 fn run(dirs: Dirs<'_>, time: Duration) -> anyhow::Result<Vec<Row>> {

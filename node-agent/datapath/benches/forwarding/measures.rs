@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use basal_e2e::{bench::Row, say::say};
+use basal_e2e::{
+    bench::{Row, median},
+    say::say,
+};
 
 use super::{iperf, load, worlds::Way};
 
@@ -167,10 +170,4 @@ fn medians(rounds: Vec<Vec<Figure>>) -> Vec<Figure> {
         Figure { value, ..figure }
     };
     first.into_iter().enumerate().map(of).collect()
-}
-
-/// The middle one; of none, no number.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -11,11 +11,14 @@ use basal_datapath::{
     routing::{DirectRoutes, Routing},
     state::Symbol,
 };
-use basal_e2e::{bench::Row, say::say};
+use basal_e2e::{
+    bench::{Row, median},
+    say::say,
+};
 
 use super::{
     load,
-    measures::{ROUNDS, median},
+    measures::ROUNDS,
     paths::{Again, Packet, packets},
     worlds::{DIRECT, LEGACY, NATIVE, World},
 };
