@@ -9,11 +9,14 @@
 
 pub mod addr;
 pub mod config;
+pub mod conntrack;
 pub mod endpoint;
+pub mod flow;
 pub mod identity;
 pub mod ipcache;
 pub mod mark;
 pub mod metrics;
+pub mod nat;
 pub mod node;
 pub mod reason;
 pub mod spec;

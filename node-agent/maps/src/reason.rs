@@ -31,12 +31,18 @@ impl Reason {
     pub const UNROUTABLE: Self = Self(151);
     /// The destination's row has no node to tunnel to.
     pub const NO_TUNNEL_ENDPOINT: Self = Self(160);
+    /// No port is free to masquerade the flow with, or the map is full.
+    pub const NO_NAT_MAPPING: Self = Self(167);
+    /// A packet of a protocol, or of a kind of ICMP, that cannot be masqueraded.
+    pub const UNSUPPORTED_BY_NAT: Self = Self(168);
     /// Not Ethernet-framed as expected.
     pub const UNSUPPORTED_L2: Self = Self(166);
     /// An endpoint tried to send VXLAN packets to nodes itself.
     pub const ENCAPSULATION_PROHIBITED: Self = Self(170);
     /// A source identity that nobody may send with.
     pub const INVALID_IDENTITY: Self = Self(171);
+    /// A fragment whose first one, which has the ports, did not come by.
+    pub const NO_FIRST_FRAGMENT: Self = Self(175);
     /// A frame with a VLAN tag.
     pub const VLAN_FILTERED: Self = Self(182);
     /// The endpoint exists and its policy program is not in place.
