@@ -44,6 +44,20 @@ mtu: {{ . | quote }}
 enable-ipv4-masquerade: {{ .Values.enableIPv4Masquerade | quote }}
 enable-ipv6-masquerade: {{ .Values.enableIPv6Masquerade | quote }}
 enable-host-legacy-routing: {{ .Values.bpf.hostLegacyRouting | quote }}
+enable-bpf-masquerade: {{ .Values.bpf.masquerade | quote }}
+{{- with .Values.bpf.ctTcpMax }}
+bpf-ct-global-tcp-max: {{ . | int | quote }}
+{{- end }}
+{{- with .Values.bpf.ctAnyMax }}
+bpf-ct-global-any-max: {{ . | int | quote }}
+{{- end }}
+{{- with .Values.bpf.natMax }}
+bpf-nat-global-max: {{ . | int | quote }}
+{{- end }}
+{{- with .Values.devices }}
+devices: {{ . | quote }}
+{{- end }}
+conntrack-gc-interval: {{ .Values.conntrackGCInterval | quote }}
 kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
 enable-policy: {{ .Values.policyEnforcementMode | lower | quote }}
 {{- with .Values.labels }}

@@ -1,11 +1,13 @@
 //! `basal bpf … list`: the pinned maps, in the formats of `cilium-dbg bpf`.
 
+mod flows;
 mod pinned;
 mod render;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf, process::ExitCode};
 
 use clap::Subcommand;
+use serde::Serialize;
 
 use crate::{
     output::{Format, complain, print, print_json},
@@ -30,6 +32,36 @@ pub(crate) enum Command {
     /// Packets that were forwarded and dropped (`cilium_metrics`)
     #[command(subcommand)]
     Metrics(List),
+    /// Connections that programs follow (`cilium_ct4_global` and its siblings); with `enable-bpf-masquerade`
+    #[command(subcommand)]
+    Ct(CtCommand),
+    /// Translations of masqueraded flows (`cilium_snat_v4_external` and its sibling); with `enable-bpf-masquerade`
+    #[command(subcommand)]
+    Nat(List),
+    /// Networks that pods' packets go to as they are (`cilium_ipmasq_v4` and its sibling); with `enable-bpf-masquerade`
+    #[command(subcommand)]
+    Ipmasq(List),
+}
+
+/// What to do with connections.
+#[derive(Subcommand)]
+pub(crate) enum CtCommand {
+    /// List all rows
+    List {
+        /// Which connections: those of the whole node
+        #[arg(value_enum)]
+        which: Which,
+        /// Folder of the pinned maps
+        #[arg(long, default_value = "/sys/fs/bpf/tc/globals")]
+        maps: PathBuf,
+    },
+}
+
+/// Which connections. Cilium has others, too.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Which {
+    /// Those of the whole node
+    Global,
 }
 
 /// What to do with it.
@@ -81,7 +113,26 @@ pub(crate) fn run(command: &Command, format: Format) -> anyhow::Result<ExitCode>
             rows.insert(0, row(["REASON", "DIRECTION", "PACKETS", "BYTES", "LINE", "FILE"]));
             print(&lay_out(&rows))
         }
+        Command::Ct(CtCommand::List { which: Which::Global, maps }) => lines(&flows::connections(maps)?, format),
+        Command::Nat(List::List { maps }) => lines(&flows::translations(maps)?, format),
+        Command::Ipmasq(List::List { maps }) => {
+            let networks = pinned::exempt(maps)?;
+            if format == Format::Json {
+                return print_json(&networks);
+            }
+            let mut rows = vec![row(["IP PREFIX/ADDRESS"])];
+            rows.extend(networks.iter().map(|network| row([&network.to_string()])));
+            print(&lay_out(&rows))
+        }
     }
+}
+
+/// One line for each.
+fn lines<T: Display + Serialize>(things: &[T], format: Format) -> anyhow::Result<ExitCode> {
+    if format == Format::Json {
+        return print_json(&things);
+    }
+    print(&things.iter().map(|thing| format!("{thing}\n")).collect::<String>())
 }
 
 fn pairs(titles: [&str; 2], pairs: &Pairs, format: Format) -> anyhow::Result<ExitCode> {

@@ -1,9 +1,12 @@
 //! Rows of pinned maps, as the types of their layouts.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use anyhow::Context as _;
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
+use aya::{
+    Pod,
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap},
+};
 use basal_maps::{
     endpoint::{EndpointInfo, EndpointKey},
     ipcache::{IpcacheKey, RemoteEndpointInfo},
@@ -12,6 +15,7 @@ use basal_maps::{
     spec::{self, MapSpec},
     tunnel::{TunnelKey, TunnelValue},
 };
+use ipnet::IpNet;
 use zerocopy::{FromBytes, transmute};
 
 fn open(folder: &Path, spec: &MapSpec) -> anyhow::Result<Map> {
@@ -62,6 +66,39 @@ fn trie<K: FromBytes, V: FromBytes, const N: usize>(
         Ok((key, value))
     })
     .collect()
+}
+
+/// Rows of a map of flows, whose keys and values are these many bytes.
+pub(super) fn flows<K: FromBytes, V: FromBytes, const N: usize, const M: usize>(
+    folder: &Path,
+    spec: &MapSpec,
+) -> anyhow::Result<Vec<(K, V)>>
+where
+    [u8; N]: Pod,
+    [u8; M]: Pod,
+{
+    let map = open(folder, spec).context("nothing follows flows unless enable-bpf-masquerade is \"true\"")?;
+    let map: HashMap<_, [u8; N], [u8; M]> = map.try_into()?;
+    let found = rows(map.iter())?;
+    let read =
+        found.iter().filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?)));
+    Ok(read.collect())
+}
+
+/// `cilium_ipmasq_v4` and `cilium_ipmasq_v6`.
+pub(super) fn exempt(folder: &Path) -> anyhow::Result<Vec<IpNet>> {
+    let why = "nothing is exempt unless enable-bpf-masquerade is \"true\"";
+    let v4: LpmTrie<_, [u8; 4], u8> = open(folder, &spec::EXEMPT4).context(why)?.try_into()?;
+    let v6: LpmTrie<_, [u8; 16], u8> = open(folder, &spec::EXEMPT6).context(why)?.try_into()?;
+    let (v4, v6) = (rows(v4.iter())?, rows(v6.iter())?);
+    let v4 = v4.iter().map(|(key, _)| (IpAddr::from(key.data()), key.prefix_len()));
+    let v6 = v6.iter().map(|(key, _)| (IpAddr::from(key.data()), key.prefix_len()));
+    let mut networks = Vec::new();
+    for (ip, length) in v4.chain(v6) {
+        networks.push(IpNet::new(ip, u8::try_from(length)?)?);
+    }
+    networks.sort();
+    Ok(networks)
 }
 
 /// `cilium_metrics`, summed over the CPUs.

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use basal_crds::names::Cluster;
 use basal_datapath::{
+    masquerade::{BpfMasquerade, FlowSizes},
+    names::IfNameError,
     plan::DEFAULT_TUNNEL_PORT,
     routing::{DirectRoutes, Routing, Tunnel},
 };
@@ -119,13 +121,9 @@ pub struct DatapathFlags {
     #[arg(long, default_value_t = true)]
     pub enable_host_legacy_routing: bool,
 
-    /// Masquerade IPv4 from pods to outside of the cluster: packets take the node's address
-    #[arg(long, default_value_t = true)]
-    pub enable_ipv4_masquerade: bool,
-
-    /// Masquerade IPv6 from pods to outside of the cluster: packets take the node's address
-    #[arg(long, default_value_t = true)]
-    pub enable_ipv6_masquerade: bool,
+    /// Masquerading
+    #[command(flatten)]
+    pub masquerade: MasqueradeFlags,
 
     /// Folder of the BPF file system
     #[arg(long, default_value = "/sys/fs/bpf", value_name = "FOLDER")]
@@ -134,6 +132,51 @@ pub struct DatapathFlags {
     /// Where the host's /proc is: kernel parameters are written below it
     #[arg(long, default_value = "/proc", value_name = "FOLDER")]
     pub procfs: PathBuf,
+}
+
+/// Masquerading, and the maps that it needs.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Masquerading")]
+pub struct MasqueradeFlags {
+    /// Masquerade IPv4 from pods to outside of the cluster: packets take the node's address
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv4_masquerade: bool,
+
+    /// Masquerade IPv6 from pods to outside of the cluster: packets take the node's address
+    #[arg(long, default_value_t = true)]
+    pub enable_ipv6_masquerade: bool,
+
+    /// Masquerade by programs on the node's devices instead of by nftables
+    #[arg(long, default_value_t = false)]
+    pub enable_bpf_masquerade: bool,
+
+    /// With `enable-bpf-masquerade` and `routing-mode: native`, masquerade what pods send to other nodes, too
+    #[arg(long, default_value_t = false)]
+    pub enable_remote_node_masquerade: bool,
+
+    /// With `enable-bpf-masquerade`, the devices that lead out of the node, separated by commas or spaces; `eth+` is every
+    /// device whose name starts with `eth`
+    ///
+    /// Without it, those that have an address of the node or a default route
+    #[arg(long, default_value = "", value_name = "NAMES")]
+    pub devices: String,
+
+    /// How many TCP connections are tracked, in each family; 1024 to 16777216
+    #[arg(long, default_value_t = FlowSizes::default().tcp)]
+    pub bpf_ct_global_tcp_max: u32,
+
+    /// How many other connections are tracked, in each family; 1024 to 16777216
+    #[arg(long, default_value_t = FlowSizes::default().any)]
+    pub bpf_ct_global_any_max: u32,
+
+    /// How many translations there may be, two for each connection, in each family; 1024 to 16777216, and no more than
+    /// both other sizes together
+    #[arg(long, default_value_t = FlowSizes::default().nat)]
+    pub bpf_nat_global_max: u32,
+
+    /// How often connections that ended are taken away; 0 for as often as it pays
+    #[arg(long, default_value = "0s")]
+    pub conntrack_gc_interval: GoDuration,
 }
 
 /// How packets get to the pods of other nodes.
@@ -252,6 +295,34 @@ pub enum SettingsError {
          auto-direct-node-routes to \"false\", or routing-mode to \"native\""
     )]
     DirectRoutesInTunnel,
+    /// A name of a device.
+    #[error("devices: {0}; or \"eth+\" for each that starts with \"eth\"")]
+    Devices(#[from] IfNameError),
+    /// A size of a map.
+    #[error("{key}: {size} is no size of a map; use 1024 to 16777216")]
+    MapSize {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        size: u32,
+    },
+    /// More translations than connections.
+    #[error(
+        "bpf-nat-global-max: {nat} is more than bpf-ct-global-tcp-max and bpf-ct-global-any-max together ({connections}); \
+         make it smaller, or one of those larger"
+    )]
+    NatSize {
+        /// Translations.
+        nat: u32,
+        /// Connections.
+        connections: u64,
+    },
+    /// Another way to masquerade that is off.
+    #[error(
+        "enable-remote-node-masquerade: \"true\" is about masquerading by programs, which enable-bpf-masquerade: \"false\" \
+         leaves off; set enable-remote-node-masquerade to \"false\", or enable-bpf-masquerade to \"true\""
+    )]
+    RemoteNodeMasquerade,
     /// Nodes may be left out of something that is not done.
     #[error(
         "direct-routing-skip-unreachable: \"true\" is about the routes of auto-direct-node-routes, which is \"false\"; \
@@ -279,6 +350,8 @@ pub struct Settings {
     pub native_networks: BTreeSet<IpNet>,
     /// The datapath's keys.
     pub datapath: DatapathFlags,
+    /// Masquerading by programs, where it is on.
+    pub bpf_masquerade: Option<BpfMasquerade>,
     /// Which labels count.
     pub filter: LabelFilter,
     /// The way to etcd and the leases there; `None` where the cluster's records are custom resources.
@@ -329,6 +402,7 @@ impl AgentConfig {
             routing,
             native_networks: networks.into_iter().flatten().map(|network| network.trunc()).collect(),
             datapath: self.datapath.clone(),
+            bpf_masquerade: self.datapath.masquerade.bpf()?,
             filter: LabelFilter::new(file.as_deref(), &self.identity.labels)?,
             etcd,
             cni: self.cni.clone(),
@@ -358,6 +432,37 @@ impl DatapathFlags {
             (RoutingMode::Native, true, true) => Ok(Routing::Native(DirectRoutes::SameLink)),
         }
     }
+}
+
+impl MasqueradeFlags {
+    /// Masquerading by programs; `None` where nftables masquerade, or nobody.
+    fn bpf(&self) -> Result<Option<BpfMasquerade>, SettingsError> {
+        if !self.enable_bpf_masquerade {
+            return if self.enable_remote_node_masquerade {
+                Err(SettingsError::RemoteNodeMasquerade)
+            } else {
+                Ok(None)
+            };
+        }
+        let names = self.devices.split([',', ' ']).filter(|name| !name.is_empty());
+        let devices = names.map(str::parse).collect::<Result<_, _>>()?;
+        let sizes = FlowSizes {
+            tcp: map_size("bpf-ct-global-tcp-max", self.bpf_ct_global_tcp_max)?,
+            any: map_size("bpf-ct-global-any-max", self.bpf_ct_global_any_max)?,
+            nat: map_size("bpf-nat-global-max", self.bpf_nat_global_max)?,
+        };
+        let connections = u64::from(sizes.tcp) + u64::from(sizes.any);
+        if u64::from(sizes.nat) > connections {
+            return Err(SettingsError::NatSize { nat: sizes.nat, connections });
+        }
+        let on = self.enable_ipv4_masquerade || self.enable_ipv6_masquerade;
+        Ok(on.then_some(BpfMasquerade { devices, remote_nodes: self.enable_remote_node_masquerade, sizes }))
+    }
+}
+
+/// A size that Cilium takes, too.
+fn map_size(key: &'static str, size: u32) -> Result<u32, SettingsError> {
+    if (1024..=1 << 24).contains(&size) { Ok(size) } else { Err(SettingsError::MapSize { key, size }) }
 }
 
 #[cfg(test)]
@@ -400,6 +505,22 @@ mod tests {
         let expected = BTreeSet::from(["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()]);
         assert_eq!(settings(&networks).unwrap().native_networks, expected);
         assert_eq!(settings(&["--routing-mode=native", "--mtu=1280"]).unwrap().mtu, Some(1280));
+    }
+
+    #[test]
+    fn programs_masquerade_where_they_are_asked_to() {
+        assert_eq!(settings(&[]).unwrap().bpf_masquerade, None);
+        let on = "--enable-bpf-masquerade=true";
+        assert_eq!(settings(&[on]).unwrap().bpf_masquerade, Some(BpfMasquerade::default()));
+        let named = [on, "--devices=eth+, ens3", "--enable-remote-node-masquerade=true", "--bpf-nat-global-max=2048"];
+        let masquerade = settings(&named).unwrap().bpf_masquerade.unwrap();
+        let devices: Vec<_> = masquerade.devices.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (devices, masquerade.remote_nodes, masquerade.sizes.nat),
+            (vec!["eth+".into(), "ens3".into()], true, 2048)
+        );
+        let nobody = [on, "--enable-ipv4-masquerade=false", "--enable-ipv6-masquerade=false"];
+        assert_eq!(settings(&nobody).unwrap().bpf_masquerade, None);
     }
 
     #[test]
@@ -447,6 +568,10 @@ mod tests {
                 "direct-routing-skip-unreachable: \"true\" is about",
             ),
             (&["--labels=k8s:("], "labels"),
+            (&["--enable-remote-node-masquerade=true"], "enable-bpf-masquerade to \"true\""),
+            (&["--enable-bpf-masquerade=true", "--devices=eth0/1"], "devices: \"eth0/1\" is not a device name"),
+            (&["--enable-bpf-masquerade=true", "--bpf-ct-global-any-max=1000"], "bpf-ct-global-any-max: 1000"),
+            (&["--enable-bpf-masquerade=true", "--bpf-nat-global-max=196609"], "together (196608)"),
         ] {
             let message = settings(arguments).unwrap_err().to_string();
             assert!(message.contains(part), "{arguments:?}: {message}");

@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod config;
 pub mod endpoint;
+pub mod flows;
 pub mod identity;
 pub mod install;
 pub mod journal;

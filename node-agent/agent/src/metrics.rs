@@ -1,6 +1,8 @@
 //! The agent's metrics, named in Cilium's style (`cilium_…`).
 
-use basal_datapath::{kernel::OpError, op::Op};
+use std::sync::atomic::AtomicU64;
+
+use basal_datapath::{flows::MapUse, kernel::OpError, op::Op};
 use basal_runtime::{metrics::latency_histogram, outcome::Outcome};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
@@ -55,6 +57,46 @@ impl DatapathMetrics {
         for op in ops {
             self.drift.get_or_create(&KindLabel { kind: op.kind() }).inc();
         }
+    }
+}
+
+/// The label of a map.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MapLabel {
+    map_name: &'static str,
+}
+
+/// The label of what came of something.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabel {
+    status: &'static str,
+}
+
+/// What taking connections away counts. Names as Cilium has them.
+#[derive(Debug, Clone, Default)]
+pub struct FlowMetrics {
+    pressure: Family<MapLabel, Gauge<f64, AtomicU64>>,
+    rows: Family<MapLabel, Gauge>,
+    deleted: Family<MapLabel, Counter>,
+    runs: Family<StatusLabel, Counter>,
+}
+
+impl FlowMetrics {
+    /// Counts a run and what it found.
+    pub fn collected(&self, maps: &[MapUse]) {
+        self.runs.get_or_create(&StatusLabel { status: "completed" }).inc();
+        for used in maps {
+            let label = MapLabel { map_name: used.map };
+            let rows = u32::try_from(used.rows).unwrap_or(u32::MAX);
+            self.pressure.get_or_create(&label).set(f64::from(rows) / f64::from(used.max.max(1)));
+            self.rows.get_or_create(&label).set(i64::from(rows));
+            self.deleted.get_or_create(&label).inc_by(used.deleted as u64);
+        }
+    }
+
+    /// Counts a run that failed.
+    pub fn failed(&self) {
+        self.runs.get_or_create(&StatusLabel { status: "uncompleted" }).inc();
     }
 }
 
@@ -119,6 +161,8 @@ pub struct FamilyLabel {
 pub struct AgentMetrics {
     /// The datapath's.
     pub datapath: DatapathMetrics,
+    /// Those of connections.
+    pub flows: FlowMetrics,
     /// Endpoints on this node.
     pub endpoints: Gauge,
     /// Addresses in use, by family.
@@ -142,6 +186,7 @@ impl AgentMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             datapath: DatapathMetrics::default(),
+            flows: FlowMetrics::default(),
             endpoints: Gauge::default(),
             addresses: Family::default(),
             nodes: Gauge::default(),
@@ -161,6 +206,27 @@ impl AgentMetrics {
             "nodes_without_route",
             "Other nodes that auto-direct-node-routes can make no route to, because a router is between",
             metrics.datapath.without_route.clone(),
+        );
+        let flows = &metrics.flows;
+        registry.register(
+            "bpf_map_pressure",
+            "How full a map of connections or translations is, from 0 to 1",
+            flows.pressure.clone(),
+        );
+        registry.register(
+            "datapath_conntrack_gc_entries",
+            "Rows of a map of connections or translations after those that were over were taken away",
+            flows.rows.clone(),
+        );
+        registry.register(
+            "datapath_conntrack_gc_deleted",
+            "Rows of a map of connections or translations that were over and were taken away",
+            flows.deleted.clone(),
+        );
+        registry.register(
+            "datapath_conntrack_gc_runs",
+            "How often connections that ended were taken away",
+            flows.runs.clone(),
         );
         registry.register("endpoint", "Endpoints on this node", metrics.endpoints.clone());
         registry.register("ip_addresses", "Addresses in use on this node", metrics.addresses.clone());

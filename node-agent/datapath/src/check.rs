@@ -142,7 +142,7 @@ fn place(map: MapId, key: &[u8]) -> String {
         MapId::Ipcache => {
             IpcacheKey::read_from_bytes(key).ok().and_then(|key| key.cidr()).map(|(ip, bits)| format!("{ip}/{bits}"))
         }
-        MapId::Tunnel | MapId::Nodes => None,
+        MapId::Tunnel | MapId::Nodes | MapId::Masquerade | MapId::Exempt4 | MapId::Exempt6 => None,
     };
     let map = map.spec().name;
     match address {

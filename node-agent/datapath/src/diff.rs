@@ -1,6 +1,7 @@
 //! From what is to what should be.
 
 use crate::{
+    names::IfName,
     op::Op,
     rows::Row,
     state::{Hook, Link, NodeState},
@@ -20,7 +21,8 @@ use crate::{
 #[must_use]
 pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
     let mut ops = Vec::new();
-    let misfit = |name, link: &Link| desired.links.get(name).is_some_and(|wanted: &Link| !wanted.kind.fits(&link.kind));
+    let misfit =
+        |name: &IfName, link: &Link| desired.links.get(name).is_some_and(|wanted: &Link| !wanted.kind.fits(&link.kind));
 
     for (name, link) in &observed.links {
         if misfit(name, link) {
@@ -62,8 +64,8 @@ pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
     // Slots first: a hook that runs may call them.
     for policy in [true, false] {
         for (hook, hash) in &desired.hooks {
-            let of_lost_device =
-                hook.link().is_some_and(|name| observed.links.get(name).is_none_or(|l| misfit(name, l)));
+            let lost = |name: &IfName| observed.links.get(name).is_none_or(|link| misfit(name, link));
+            let of_lost_device = hook.link().is_some_and(|name| name.is_managed() && lost(name));
             let wanted = matches!(hook, Hook::Policy { .. }) == policy;
             if wanted && (of_lost_device || observed.hooks.get(hook) != Some(hash)) {
                 ops.push(Op::Attach(hook.clone(), *hash));
@@ -143,7 +145,6 @@ mod tests {
     use super::*;
     use crate::{
         forward::{self, FilterTable},
-        names::IfName,
         program::ProgramHash,
         rows::{self, MapId},
         state::{LinkKind, Route, RouteKey, Symbol, SysctlKey},

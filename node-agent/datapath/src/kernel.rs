@@ -1,6 +1,10 @@
 //! The port to the kernel.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use async_trait::async_trait;
 use basal_runtime::{outcome::Outcome, reason::Reason};
@@ -8,6 +12,7 @@ use futures::stream::BoxStream;
 use ipnet::IpNet;
 
 use crate::{
+    flows::MapUse,
     names::IfName,
     op::Op,
     state::{NodeState, Route},
@@ -45,6 +50,13 @@ pub trait Kernel: Send + Sync + 'static {
     /// Makes one change. It is idempotent.
     async fn apply(&self, op: &Op) -> Outcome<(), OpError>;
 
+    /// Takes away what is left of connections that ended, and tells how full the maps of flows are; nothing where no
+    /// program masquerades.
+    ///
+    /// # Errors
+    /// As [`Kernel::read`].
+    async fn collect_flows(&self) -> Result<Vec<MapUse>, ReadError>;
+
     /// Tells that devices, addresses or routes changed. The stream ends when the subscription is lost; whoever
     /// subscribes again must read first.
     fn events(&self) -> BoxStream<'static, KernelEvent>;
@@ -60,6 +72,8 @@ pub struct Observed {
     /// The networks that devices other than ours are on, by the main table: the device on whose link a network is, or
     /// none for a part of such a network that the table has elsewhere, behind a router or nowhere.
     pub networks: BTreeMap<IpNet, Option<IfName>>,
+    /// The devices other than ours that a default route of the main table leads over.
+    pub default_devices: BTreeSet<IfName>,
 }
 
 /// A device as it was found, ours or not.

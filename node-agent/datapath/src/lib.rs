@@ -8,9 +8,11 @@
 
 pub mod check;
 pub mod diff;
+pub mod flows;
 pub mod forward;
 pub mod kernel;
 pub mod linux;
+pub mod masquerade;
 pub mod names;
 pub mod nft;
 pub mod op;

@@ -61,14 +61,17 @@ pub struct NftPlan {
     pub routers: Vec<IpAddr>,
     /// UDP port of the tunnel; `None` in native routing.
     pub tunnel_port: Option<u16>,
-    /// What pods send to these keeps its source.
-    pub native_networks: BTreeSet<IpNet>,
-    /// Pod CIDRs of other nodes: in native routing they stand for a family without a native network.
-    pub remote_cidrs: BTreeSet<IpNet>,
-    /// Masquerade IPv4 from pods to the outside.
-    pub masquerade_ipv4: bool,
-    /// Masquerade IPv6 from pods to the outside.
-    pub masquerade_ipv6: bool,
+    /// How IPv4 from pods to the outside is masqueraded, if it is.
+    pub masquerade_ipv4: Option<Masquerade>,
+    /// How IPv6 is.
+    pub masquerade_ipv6: Option<Masquerade>,
+}
+
+/// How packets from pods to the outside are masqueraded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Masquerade {
+    /// What goes to these keeps its source; `None` where no rule has to ask. A set takes no networks that overlap.
+    pub keeps_source: Option<BTreeSet<IpNet>>,
 }
 
 impl NftPlan {
@@ -83,7 +86,7 @@ impl NftPlan {
     pub fn table(&self) -> NftTable {
         let mut sets = BTreeMap::new();
         let mut postrouting = Vec::new();
-        for (v6, masquerade) in [(false, self.masquerade_ipv4), (true, self.masquerade_ipv6)] {
+        for (v6, masquerade) in [(false, &self.masquerade_ipv4), (true, &self.masquerade_ipv6)] {
             let router = self.routers.iter().find(|ip| ip.is_ipv6() == v6);
             let Some(router) = router else { continue };
             let (ip, element_type, [local_pods, native]) = if v6 {
@@ -98,9 +101,9 @@ impl NftPlan {
 
             let address = |field: &str, op: &str, set: &str| matches(op, payload(ip, field), json!(format!("@{set}")));
             let device = |op: &str, name: &str| matches(op, meta("oifname"), json!(name));
-            if masquerade {
+            if let Some(masquerade) = masquerade {
                 let mut rule = vec![address("saddr", "==", local_pods)];
-                if let Some(elements) = self.keeps_source(v6) {
+                if let Some(elements) = masquerade.keeps_source.clone() {
                     set(native, elements);
                     rule.push(address("daddr", "!=", native));
                 }
@@ -137,19 +140,6 @@ impl NftPlan {
         }
         chains.insert("raw_prerouting".to_owned(), chain("filter", "prerouting", -300, received));
         NftTable { sets, chains }
-    }
-
-    /// Where pods' packets of a family keep their source beside our own devices; `None` where no rule has to ask. A set
-    /// takes no networks that overlap.
-    fn keeps_source(&self, v6: bool) -> Option<BTreeSet<IpNet>> {
-        let mut networks: Vec<IpNet> = of_family(&self.native_networks, v6).collect();
-        if networks.is_empty() {
-            if self.tunnel_port.is_some() {
-                return None;
-            }
-            networks.extend(of_family(&self.remote_cidrs, v6));
-        }
-        Some(IpNet::aggregate(&networks).into_iter().collect())
     }
 }
 
@@ -254,15 +244,20 @@ mod tests {
             local_cidrs: BTreeSet::from(["10.0.1.0/24".parse().unwrap(), "fd00:0:1::/64".parse().unwrap()]),
             routers: vec!["10.0.1.1".parse().unwrap(), "fd00:0:1::1".parse().unwrap()],
             tunnel_port: Some(8472),
-            native_networks: BTreeSet::new(),
-            remote_cidrs: BTreeSet::from(["10.0.2.0/24".parse().unwrap(), "10.0.2.128/25".parse().unwrap()]),
-            masquerade_ipv4: true,
-            masquerade_ipv6: false,
+            masquerade_ipv4: Some(Masquerade::default()),
+            masquerade_ipv6: None,
         }
     }
 
+    /// What goes to these networks keeps its source.
+    fn keeping(networks: &[&str]) -> Option<Masquerade> {
+        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        Some(Masquerade { keeps_source: Some(networks) })
+    }
+
     fn native() -> NftPlan {
-        NftPlan { tunnel_port: None, masquerade_ipv6: true, ..plan() }
+        let [masquerade_ipv4, masquerade_ipv6] = [keeping(&["10.0.2.0/24"]), keeping(&[])];
+        NftPlan { tunnel_port: None, masquerade_ipv4, masquerade_ipv6, ..plan() }
     }
 
     #[test]
@@ -285,23 +280,13 @@ mod tests {
     fn without_a_tunnel_packets_to_pods_of_other_nodes_keep_their_source() {
         let table = native().table();
         let [four, six] = ["native4", "native6"].map(|set| &table.sets[set].elements);
-        assert_eq!(*four, BTreeSet::from(["10.0.2.0/24".parse().unwrap()]), "no element within another");
+        assert_eq!(*four, BTreeSet::from(["10.0.2.0/24".parse().unwrap()]));
         assert_eq!(*six, BTreeSet::new(), "no block of the family is known");
         let rules = &table.chains["postrouting"].rules;
         assert_eq!(rules.len(), 2, "nothing has to come back by a tunnel");
         assert!(rules.iter().all(|rule| rule.to_string().contains("@native")), "{rules:?}");
         assert!(!table.chains.contains_key("raw_output"));
         assert_eq!(table.chains["raw_prerouting"].rules, plan().table().chains["raw_prerouting"].rules[..1]);
-    }
-
-    #[test]
-    fn a_native_network_stands_for_blocks_and_holds_in_a_tunnel_too() {
-        let networks = BTreeSet::from(["10.0.0.0/8".parse().unwrap()]);
-        let table = NftPlan { native_networks: networks.clone(), ..native() }.table();
-        assert_eq!(table.sets["native4"].elements, networks);
-        let tunnel = NftPlan { native_networks: networks.clone(), ..plan() }.table();
-        assert_eq!(tunnel.sets["native4"].elements, networks);
-        assert!(!plan().table().sets.contains_key("native4"));
     }
 
     #[test]

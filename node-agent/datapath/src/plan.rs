@@ -16,8 +16,9 @@ use ipnet::IpNet;
 use crate::{
     forward,
     kernel::Observed,
+    masquerade::BpfMasquerade,
     names::IfName,
-    nft::{self, NftPlan},
+    nft::{self, Masquerade, NftPlan},
     program::ProgramHash,
     routing::{Routing, Tunnel},
     rows,
@@ -65,6 +66,8 @@ pub struct NodePlan {
     pub masquerade_ipv4: bool,
     /// Masquerade IPv6 from pods to the outside.
     pub masquerade_ipv6: bool,
+    /// Programs masquerade instead of nftables.
+    pub bpf_masquerade: Option<BpfMasquerade>,
 }
 
 /// The router addresses; a family without one is off.
@@ -167,16 +170,19 @@ impl NodePlan {
         self.devices(&mut state);
         self.routes(observed, &mut state);
         self.rows(&mut state);
+        self.masquerade_rows(observed, &mut state);
         self.endpoints(observed, &mut state);
         self.programs(observed, &mut state);
+        let masquerades = |v6, on: bool| {
+            let by_nft = on && self.bpf_masquerade.is_none();
+            by_nft.then(|| Masquerade { keeps_source: self.keeps_source(v6) })
+        };
         let nft = NftPlan {
             local_cidrs: self.local_cidrs.clone(),
             routers: self.routers.addresses().collect(),
             tunnel_port: self.routing.tunnel().map(|tunnel| tunnel.port),
-            native_networks: self.native_networks.clone(),
-            remote_cidrs: self.remote_nodes.values().flat_map(|node| &node.pod_cidrs).copied().collect(),
-            masquerade_ipv4: self.masquerade_ipv4,
-            masquerade_ipv6: self.masquerade_ipv6,
+            masquerade_ipv4: masquerades(false, self.masquerade_ipv4),
+            masquerade_ipv6: masquerades(true, self.masquerade_ipv6),
         };
         state.nft.insert(nft::TABLE.to_owned(), nft.table());
         // Where there is no such table, nothing keeps packets from pods.
@@ -282,7 +288,8 @@ impl NodePlan {
             put(rows::ipcache(ip.into(), identity::HOST, None));
         }
         // A map without rows is ours as well: rows that others left in it go.
-        for map in rows::MapId::ALL {
+        let masquerades = self.bpf_masquerade.is_some();
+        for map in rows::MapId::ALL.into_iter().filter(|map| masquerades || !map.is_for_masquerading()) {
             state.maps.entry(map).or_default();
         }
     }
@@ -332,7 +339,9 @@ impl NodePlan {
             flags: flag(self.legacy_routing, FLAG_LEGACY_ROUTING)
                 | flag(self.dual_stack, FLAG_SPLIT_WORLD)
                 | flag(matches!(self.routing, Routing::Native(_)), FLAG_NATIVE_ROUTING),
+            ..Config::UNSET
         };
+        let config = self.masquerade_config(config);
         let hash = ProgramHash::of(&config);
         let of_tunnel = [(vxlan.clone(), Symbol::FromOverlay), (vxlan, Symbol::ToOverlay)];
         let of_tunnel = of_tunnel.into_iter().filter(|_| self.routing.tunnel().is_some());
@@ -347,6 +356,7 @@ impl NodePlan {
             state.hooks.insert(Hook::Policy { id: *id }, hash);
             state.hooks.insert(Hook::Endpoint { id: *id, link: endpoint.link.clone() }, hash);
         }
+        self.masquerade_hooks(observed, hash, state);
         state.programs.insert(hash);
         state.config = Some(config);
     }
@@ -408,6 +418,7 @@ pub(crate) mod tests {
             dual_stack: true,
             masquerade_ipv4: true,
             masquerade_ipv6: true,
+            bpf_masquerade: None,
         }
     }
 

@@ -23,7 +23,7 @@ impl ProgramHash {
         let mut sha = Sha256::new();
         sha.update(OBJECT);
         sha.update(config.as_bytes());
-        for map in spec::ALL {
+        for map in spec::of(config) {
             let numbers = [map.kind as u32, map.key_size, map.value_size, map.max_entries, map.flags];
             sha.update(map.name.as_bytes());
             sha.update(numbers.as_bytes());

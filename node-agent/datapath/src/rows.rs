@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use basal_maps::{
+    addr::family_of,
     endpoint::{EndpointInfo, EndpointKey},
     ipcache::{IpcacheKey, RemoteEndpointInfo},
+    nat::{ExemptV4, ExemptV6, MasqueradeAddress, MasqueradeKey},
     node::{NodeKey, NodeValue},
     spec::{self, MapSpec},
     tunnel::{TunnelKey, TunnelValue},
@@ -23,11 +25,24 @@ pub enum MapId {
     Tunnel,
     /// `cilium_node_map_v2`
     Nodes,
+    /// `basal_masquerade`; this and the following only where programs masquerade.
+    Masquerade,
+    /// `cilium_ipmasq_v4`
+    Exempt4,
+    /// `cilium_ipmasq_v6`
+    Exempt6,
 }
 
 impl MapId {
     /// Every map that the agent fills.
-    pub const ALL: [Self; 4] = [Self::Endpoints, Self::Ipcache, Self::Tunnel, Self::Nodes];
+    pub const ALL: [Self; 7] =
+        [Self::Endpoints, Self::Ipcache, Self::Tunnel, Self::Nodes, Self::Masquerade, Self::Exempt4, Self::Exempt6];
+
+    /// True for those that there are only where programs masquerade.
+    #[must_use]
+    pub const fn is_for_masquerading(self) -> bool {
+        matches!(self, Self::Masquerade | Self::Exempt4 | Self::Exempt6)
+    }
 
     /// How the map is made.
     #[must_use]
@@ -37,6 +52,9 @@ impl MapId {
             Self::Ipcache => &spec::IPCACHE,
             Self::Tunnel => &spec::TUNNEL,
             Self::Nodes => &spec::NODES,
+            Self::Masquerade => &spec::MASQUERADE,
+            Self::Exempt4 => &spec::EXEMPT4,
+            Self::Exempt6 => &spec::EXEMPT6,
         }
     }
 }
@@ -104,6 +122,27 @@ pub fn node(ip: IpAddr, id: u16) -> Row {
     }
 }
 
+/// The address that a device masquerades with.
+#[must_use]
+pub fn masquerade(ifindex: u32, by: IpAddr) -> Row {
+    Row {
+        map: MapId::Masquerade,
+        key: MasqueradeKey::new(ifindex, family_of(by)).as_bytes().to_vec(),
+        value: MasqueradeAddress::from(by).as_bytes().to_vec(),
+    }
+}
+
+/// A network that pods' packets go to as they are.
+#[must_use]
+pub fn exempt(network: IpNet) -> Row {
+    let prefixlen = u32::from(network.prefix_len());
+    let (map, key) = match network.network() {
+        IpAddr::V4(ip) => (MapId::Exempt4, ExemptV4 { prefixlen, address: ip.octets() }.as_bytes().to_vec()),
+        IpAddr::V6(ip) => (MapId::Exempt6, ExemptV6 { prefixlen, address: ip.octets() }.as_bytes().to_vec()),
+    };
+    Row { map, key, value: vec![1] }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +151,16 @@ mod tests {
     fn rows_have_the_sizes_of_their_maps() {
         let ip = IpAddr::from([10, 0, 1, 7]);
         let cidr: IpNet = "10.0.2.77/24".parse().unwrap();
-        for row in [host(ip), ipcache(cidr, 2, Some(ip)), tunnel(cidr, ip, 3), node(ip, 3)] {
+        let v6 = "fd00::/64".parse().unwrap();
+        for row in [
+            host(ip),
+            ipcache(cidr, 2, Some(ip)),
+            tunnel(cidr, ip, 3),
+            node(ip, 3),
+            masquerade(7, ip),
+            exempt(cidr),
+            exempt(v6),
+        ] {
             let spec = row.map.spec();
             assert_eq!((row.key.len(), row.value.len()), (spec.key_size as usize, spec.value_size as usize));
         }

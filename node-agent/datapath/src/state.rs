@@ -187,7 +187,7 @@ pub const DIRECT_METRIC: u32 = 0x6261;
 /// A place where a program runs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
-    /// A program on one of the node's own devices.
+    /// A program on a device of the node.
     Device {
         /// The device.
         link: IfName,
@@ -244,6 +244,10 @@ pub enum Symbol {
     FromOverlay,
     /// Packets into the tunnel.
     ToOverlay,
+    /// Packets from outside of the node.
+    FromNetdev,
+    /// Packets that leave the node.
+    ToNetdev,
 }
 
 /// The hook of a device that a program is attached to.
@@ -257,8 +261,28 @@ pub enum Direction {
 
 impl Symbol {
     /// Every program.
-    pub const ALL: [Self; 6] =
-        [Self::FromContainer, Self::LxcPolicy, Self::FromHost, Self::ToHost, Self::FromOverlay, Self::ToOverlay];
+    pub const ALL: [Self; 8] = [
+        Self::FromContainer,
+        Self::LxcPolicy,
+        Self::FromHost,
+        Self::ToHost,
+        Self::FromOverlay,
+        Self::ToOverlay,
+        Self::FromNetdev,
+        Self::ToNetdev,
+    ];
+
+    /// Those that a set with these constants has.
+    pub fn of(config: &Config) -> impl Iterator<Item = Self> + use<> {
+        let masquerades = config.bpf_masquerade();
+        Self::ALL.into_iter().filter(move |symbol| masquerades || !symbol.is_for_masquerading())
+    }
+
+    /// True for those that there are only where programs masquerade.
+    #[must_use]
+    pub const fn is_for_masquerading(self) -> bool {
+        matches!(self, Self::FromNetdev | Self::ToNetdev)
+    }
 
     /// Name of the program in the object, of its pin, and of its link's pin.
     #[must_use]
@@ -270,6 +294,8 @@ impl Symbol {
             Self::ToHost => "cil_to_host",
             Self::FromOverlay => "cil_from_overlay",
             Self::ToOverlay => "cil_to_overlay",
+            Self::FromNetdev => "cil_from_netdev",
+            Self::ToNetdev => "cil_to_netdev",
         }
     }
 
@@ -277,8 +303,10 @@ impl Symbol {
     #[must_use]
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromContainer | Self::LxcPolicy | Self::ToHost | Self::FromOverlay => Direction::Ingress,
-            Self::FromHost | Self::ToOverlay => Direction::Egress,
+            Self::FromContainer | Self::LxcPolicy | Self::ToHost | Self::FromOverlay | Self::FromNetdev => {
+                Direction::Ingress
+            }
+            Self::FromHost | Self::ToOverlay | Self::ToNetdev => Direction::Egress,
         }
     }
 }

@@ -14,6 +14,10 @@ pub const FLAG_LEGACY_ROUTING: u32 = 1;
 pub const FLAG_SPLIT_WORLD: u32 = 2;
 /// There is no tunnel: packets travel between nodes as pods sent them (Cilium's `routing-mode: native`).
 pub const FLAG_NATIVE_ROUTING: u32 = 4;
+/// Programs on the node's devices masquerade, instead of nftables (Cilium's `enable-bpf-masquerade`).
+pub const FLAG_BPF_MASQUERADE: u32 = 8;
+/// What pods send to other nodes is masqueraded in native routing, too (Cilium's `enable-remote-node-masquerade`).
+pub const FLAG_REMOTE_NODE_MASQUERADE: u32 = 16;
 
 /// Load-time constants of all programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -31,6 +35,13 @@ pub struct Config {
     pub tunnel_port: u32,
     /// `FLAG_…`.
     pub flags: u32,
+    /// How many rows the maps of TCP connections have; 0 where programs do not masquerade. No program reads this and the
+    /// two that follow: the loader makes the maps by them.
+    pub ct_tcp_max: u32,
+    /// How many rows the maps of other connections have.
+    pub ct_any_max: u32,
+    /// How many rows the maps of NAT have.
+    pub nat_max: u32,
 }
 
 impl Config {
@@ -42,6 +53,9 @@ impl Config {
         route_mtu: 0,
         tunnel_port: 0,
         flags: FLAG_LEGACY_ROUTING,
+        ct_tcp_max: 0,
+        ct_any_max: 0,
+        nat_max: 0,
     };
 
     /// True when pod traffic always passes the host stack.
@@ -64,6 +78,20 @@ impl Config {
     pub const fn native_routing(&self) -> bool {
         self.flags & FLAG_NATIVE_ROUTING != 0
     }
+
+    /// True when programs on the node's devices masquerade.
+    #[must_use]
+    #[inline(always)]
+    pub const fn bpf_masquerade(&self) -> bool {
+        self.flags & FLAG_BPF_MASQUERADE != 0
+    }
+
+    /// True when what pods send to other nodes is masqueraded in native routing, too.
+    #[must_use]
+    #[inline(always)]
+    pub const fn remote_node_masquerade(&self) -> bool {
+        self.flags & FLAG_REMOTE_NODE_MASQUERADE != 0
+    }
 }
 
 #[cfg(test)]
@@ -73,8 +101,9 @@ mod tests {
 
     #[test]
     fn layout_is_fixed() {
-        assert_layout!(Config, size 48, {
+        assert_layout!(Config, size 60, {
             router_ipv4 @ 0, router_ipv6 @ 16, vxlan_ifindex @ 32, route_mtu @ 36, tunnel_port @ 40, flags @ 44,
+            ct_tcp_max @ 48, ct_any_max @ 52, nat_max @ 56,
         });
     }
 }

@@ -58,6 +58,7 @@ use self::{
 use crate::{
     config::Settings,
     endpoint::{Endpoints, EndpointsOptions, record::Addresses, restore, state::State},
+    flows::FlowCollector,
     identity::task::Identities,
     journal::{Journal, JournalError},
     metrics::AgentMetrics,
@@ -294,6 +295,12 @@ impl Agent {
         tracing::info!("the agent is ready");
 
         self.spawn("kvstore status", status.run(Arc::clone(&reports)));
+        if self.settings.bpf_masquerade.is_some() {
+            let (kernel, metrics) = (Arc::clone(&self.ports.kernel), self.metrics.flows.clone());
+            let every =
+                Some(self.settings.datapath.masquerade.conntrack_gc_interval.0).filter(|every| !every.is_zero());
+            self.spawn("flows", FlowCollector { kernel, metrics, every }.run());
+        }
         let routine = routine::Routine {
             endpoints,
             datapath,
@@ -435,8 +442,9 @@ impl Agent {
             peers: BTreeMap::new(),
             legacy_routing: keys.enable_host_legacy_routing,
             dual_stack: self.settings.families.len() == 2,
-            masquerade_ipv4: keys.enable_ipv4_masquerade && has(Family::V4),
-            masquerade_ipv6: keys.enable_ipv6_masquerade && has(Family::V6),
+            masquerade_ipv4: keys.masquerade.enable_ipv4_masquerade && has(Family::V4),
+            masquerade_ipv6: keys.masquerade.enable_ipv6_masquerade && has(Family::V6),
+            bpf_masquerade: self.settings.bpf_masquerade.clone(),
         })
     }
 

@@ -116,13 +116,14 @@ impl AgentReports {
             kubernetes: lock(&self.kubernetes).clone(),
             cilium,
             cni_file,
-            datapath: datapath(&sync, mtu_problem),
+            datapath: datapath(&sync, self.settings.bpf_masquerade.is_some(), mtu_problem),
             policy,
             routing: if self.settings.routing.tunnel().is_some() { "Tunnel [vxlan]" } else { "Native" }.to_owned(),
             masquerading: format!(
-                "nftables [IPv4: {}, IPv6: {}]",
-                on(keys.enable_ipv4_masquerade),
-                on(keys.enable_ipv6_masquerade)
+                "{} [IPv4: {}, IPv6: {}]",
+                if self.settings.bpf_masquerade.is_some() { sync.masquerading() } else { "nftables".to_owned() },
+                on(keys.masquerade.enable_ipv4_masquerade),
+                on(keys.masquerade.enable_ipv6_masquerade)
             ),
             host_routing: if keys.enable_host_legacy_routing { "Legacy" } else { "BPF" }.to_owned(),
             ipam: self.ipam(),
@@ -217,7 +218,7 @@ impl AgentReports {
 }
 
 /// How the datapath is. A problem of the node's network is a warning: what can work does.
-fn datapath(sync: &SyncReport, mtu_problem: Option<String>) -> Component {
+fn datapath(sync: &SyncReport, masquerades: bool, mtu_problem: Option<String>) -> Component {
     if !sync.problem.is_empty() {
         return Component::new(ComponentState::Failure, sync.problem.clone());
     }
@@ -225,7 +226,13 @@ fn datapath(sync: &SyncReport, mtu_problem: Option<String>) -> Component {
         return Component::new(ComponentState::Failure, "not compared yet");
     }
     let without_route = sync.without_route.iter().map(|(node, why)| format!("no route to the pods of {node}: {why}"));
-    let problems: Vec<String> = mtu_problem.into_iter().chain(without_route).collect();
+    let nowhere = masquerades && sync.masquerade_devices.is_empty();
+    let no_device = nowhere.then(|| {
+        "no device leads out of the node, so nothing masquerades: name it with the key devices, or set \
+         enable-bpf-masquerade to \"false\""
+            .to_owned()
+    });
+    let problems: Vec<String> = mtu_problem.into_iter().chain(no_device).chain(without_route).collect();
     match (!problems.is_empty()).then(|| problems.join("; ")) {
         Some(problem) => Component::new(ComponentState::Warning, problem),
         None => Component::new(ComponentState::Ok, format!("as desired; {} changes from outside mended", sync.drift)),
@@ -250,13 +257,25 @@ mod tests {
     fn a_small_mtu_is_a_warning_and_hides_no_failure() {
         let small = || Some("MTU 1300 is too small".to_owned());
         let complete = SyncReport { complete: true, ..SyncReport::default() };
-        assert_eq!(datapath(&complete, None).state, ComponentState::Ok);
-        assert_eq!(datapath(&complete, small()), Component::new(ComponentState::Warning, "MTU 1300 is too small"));
+        assert_eq!(datapath(&complete, false, None).state, ComponentState::Ok);
+        let mtu = datapath(&complete, false, small());
+        assert_eq!(mtu, Component::new(ComponentState::Warning, "MTU 1300 is too small"));
         let without_route = BTreeMap::from([("n3".to_owned(), NoRoute::NotOnLink([192, 0, 2, 3].into()))]);
-        let partly = datapath(&SyncReport { without_route, ..complete.clone() }, None);
+        let partly = datapath(&SyncReport { without_route, ..complete.clone() }, false, None);
         let text = "no route to the pods of n3: 192.0.2.3 is on no network of this node's devices";
         assert_eq!(partly, Component::new(ComponentState::Warning, text));
         let failed = SyncReport { problem: "set-link: EPERM".to_owned(), ..complete };
-        assert_eq!(datapath(&failed, small()).state, ComponentState::Failure);
+        assert_eq!(datapath(&failed, false, small()).state, ComponentState::Failure);
+    }
+
+    #[test]
+    fn masquerading_needs_a_device() {
+        let complete = SyncReport { complete: true, ..SyncReport::default() };
+        let nowhere = datapath(&complete, true, None);
+        assert!(nowhere.state == ComponentState::Warning && nowhere.message.contains("the key devices"), "{nowhere:?}");
+        let masquerade_devices = ["eth0", "eth1"].map(str::to_owned).into();
+        let report = SyncReport { masquerade_devices, ..complete };
+        assert_eq!(datapath(&report, true, None).state, ComponentState::Ok);
+        assert_eq!(report.masquerading(), "BPF [eth0, eth1]");
     }
 }

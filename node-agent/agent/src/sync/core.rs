@@ -10,7 +10,7 @@ use basal_datapath::{
     plan::{Endpoint, Peer},
     routing::NoRoute,
     rows::{self, MapId, Row},
-    state::{Hook, Link, LinkKind, NodeState},
+    state::{Hook, Link, LinkKind, NodeState, Symbol},
 };
 use ipnet::IpNet;
 
@@ -61,6 +61,13 @@ impl Core {
     #[must_use]
     pub fn without_route(&self) -> &BTreeMap<String, NoRoute> {
         &self.without_route
+    }
+
+    /// The devices that programs masquerade on.
+    #[must_use]
+    pub fn masquerade_devices(&self) -> BTreeSet<String> {
+        let hooks = self.known.state.hooks.keys().filter(|hook| hook.symbol() == Symbol::ToNetdev);
+        hooks.filter_map(Hook::link).map(ToString::to_string).collect()
     }
 
     /// What the kernel is believed to hold.

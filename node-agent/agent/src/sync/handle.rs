@@ -89,6 +89,17 @@ pub struct SyncReport {
     pub without_route: BTreeMap<String, NoRoute>,
     /// Endpoints whose interfaces went away without a DEL.
     pub lost: BTreeSet<EndpointId>,
+    /// The devices that programs masquerade on.
+    pub masquerade_devices: BTreeSet<String>,
+}
+
+impl SyncReport {
+    /// How programs masquerade, as Cilium's status has it.
+    #[must_use]
+    pub fn masquerading(&self) -> String {
+        let devices: Vec<&str> = self.masquerade_devices.iter().map(String::as_str).collect();
+        format!("BPF [{}]", devices.join(", "))
+    }
 }
 
 /// What of an endpoint differs from what it should be, in words.

@@ -287,6 +287,12 @@ impl Task {
         if let Some((_, failure)) = failed.first() {
             self.fail(failure.to_string());
         }
+        let devices = self.core.masquerade_devices();
+        self.report.send_if_modified(|report| {
+            let changed = report.masquerade_devices != devices;
+            report.masquerade_devices = devices;
+            changed
+        });
     }
 
     fn fail(&mut self, problem: String) {

@@ -355,6 +355,7 @@ pub(crate) mod tests {
             dual_stack: true,
             masquerade_ipv4: true,
             masquerade_ipv6: true,
+            bpf_masquerade: None,
         }
     }
 

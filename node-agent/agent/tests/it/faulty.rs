@@ -17,6 +17,7 @@ use basal_agent::{
     journal::{Entry, Journal, JournalError, JournalKey},
 };
 use basal_datapath::{
+    flows::MapUse,
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
     names::IfName,
     op::Op,
@@ -340,6 +341,11 @@ impl<P: Kernel> Kernel for Faulty<P> {
         let call = Call::change(op);
         let (port, op) = (self.port(), op.clone());
         self.wire.call(call, async move { port.apply(&op).await }).await
+    }
+
+    async fn collect_flows(&self) -> Result<Vec<MapUse>, ReadError> {
+        let port = self.port();
+        self.wire.call(Call::read(Side::Node, "kernel: collect flows"), async move { port.collect_flows().await }).await
     }
 
     fn events(&self) -> BoxStream<'static, KernelEvent> {

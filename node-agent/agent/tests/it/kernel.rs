@@ -18,6 +18,7 @@ use basal_agent::{
 use basal_crds::names::ClusterName;
 use basal_datapath::{
     check::pod_routes,
+    flows::MapUse,
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
     names::IfName,
     op::Op,
@@ -75,6 +76,7 @@ impl ModelKernel {
             dual_stack: true,
             masquerade_ipv4: true,
             masquerade_ipv6: true,
+            bpf_masquerade: None,
         };
         let mut observed = Observed::default();
         let addresses: Vec<IpNet> = addresses.iter().map(|address| address.parse().unwrap()).collect();
@@ -244,6 +246,10 @@ impl Kernel for ModelKernel {
             core.saw_device(address.link.clone(), device);
         }
         Outcome::Done(())
+    }
+
+    async fn collect_flows(&self) -> Result<Vec<MapUse>, ReadError> {
+        Ok(Vec::new())
     }
 
     fn events(&self) -> BoxStream<'static, KernelEvent> {

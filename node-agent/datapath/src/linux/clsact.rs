@@ -100,11 +100,11 @@ fn exists(error: &TcError) -> bool {
     }
 }
 
-/// Reads the filters on our devices. `observed` has devices and map rows already.
+/// Reads the filters with programs of ours. `observed` has devices and map rows already.
 pub(super) async fn read(netlink: &Handle, loaded: &Loaded, observed: &mut Observed) -> Result<(), ReadError> {
     let ids = endpoint_ids(&observed.state);
     let mut hooks = Vec::new();
-    for (name, device) in observed.devices.iter().filter(|(name, _)| name.is_managed()) {
+    for (name, device) in &observed.devices {
         for direction in [Direction::Ingress, Direction::Egress] {
             let found = dump(netlink, device.index, direction).await;
             for filter in found.map_err(|error| ReadError::new(format!("filters of {name}"), to_io(error)))? {
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(named("cil_from_contai"), Some(Symbol::FromContainer));
         assert_eq!(named("cil_from_overla"), Some(Symbol::FromOverlay));
         assert_eq!(named("cil_to_overlay"), Some(Symbol::ToOverlay));
-        assert_eq!(named("cil_from_netdev"), None);
+        assert_eq!(named("cil_from_netdev"), Some(Symbol::FromNetdev));
         assert_eq!(named("cil_from"), None);
     }
 }

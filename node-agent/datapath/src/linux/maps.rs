@@ -48,6 +48,9 @@ impl PinnedMaps {
             MapId::Nodes => hash_rows::<20, 4>(data),
             MapId::Ipcache => trie_rows::<20, 24>(data),
             MapId::Tunnel => trie_rows::<20, 20>(data),
+            MapId::Masquerade => hash_rows::<8, 16>(data),
+            MapId::Exempt4 => trie_rows::<4, 1>(data),
+            MapId::Exempt6 => trie_rows::<16, 1>(data),
         };
         rows.map(Some).map_err(io::Error::other)
     }
@@ -96,6 +99,9 @@ impl PinnedMaps {
             MapId::Nodes => hash::<20, 4>(data).and_then(|mut map| map.remove(&array(key)?)),
             MapId::Ipcache => trie::<20, 24>(data).and_then(|mut map| map.remove(&trie_key(key)?)),
             MapId::Tunnel => trie::<20, 20>(data).and_then(|mut map| map.remove(&trie_key(key)?)),
+            MapId::Masquerade => hash::<8, 16>(data).and_then(|mut map| map.remove(&array(key)?)),
+            MapId::Exempt4 => trie::<4, 1>(data).and_then(|mut map| map.remove(&trie_key(key)?)),
+            MapId::Exempt6 => trie::<16, 1>(data).and_then(|mut map| map.remove(&trie_key(key)?)),
         };
         match deleted {
             Err(error) if errno(&error) != Some(nix::errno::Errno::ENOENT) => Err(Fault::at(map.spec().name, error)),
@@ -105,6 +111,16 @@ impl PinnedMaps {
 
     fn open(&self, spec: &MapSpec) -> io::Result<Option<MapData>> {
         open(&self.dir.join(spec.name), spec)
+    }
+
+    /// Opens a map that is made as it should be, apart from its size; gives that, too.
+    pub(super) fn open_of_any_size(&self, spec: &MapSpec) -> io::Result<Option<(MapData, u32)>> {
+        let path = self.dir.join(spec.name);
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        let max_entries = MapInfo::from_pin(&path).map_err(io::Error::other)?.max_entries();
+        Ok(open(&path, &MapSpec { max_entries, ..*spec })?.map(|data| (data, max_entries)))
     }
 
     fn open_to_write(&self, map: MapId) -> Result<MapData, Fault> {
@@ -140,6 +156,9 @@ pub(super) fn put(map: MapId, data: MapData, key: &[u8], value: &[u8]) -> Result
         MapId::Nodes => hash::<20, 4>(data).and_then(|mut map| map.insert(array(key)?, array(value)?, 0)),
         MapId::Ipcache => trie::<20, 24>(data).and_then(|mut map| map.insert(&trie_key(key)?, array(value)?, 0)),
         MapId::Tunnel => trie::<20, 20>(data).and_then(|mut map| map.insert(&trie_key(key)?, array(value)?, 0)),
+        MapId::Masquerade => hash::<8, 16>(data).and_then(|mut map| map.insert(array(key)?, array(value)?, 0)),
+        MapId::Exempt4 => trie::<4, 1>(data).and_then(|mut map| map.insert(&trie_key(key)?, array(value)?, 0)),
+        MapId::Exempt6 => trie::<16, 1>(data).and_then(|mut map| map.insert(&trie_key(key)?, array(value)?, 0)),
     };
     written.map_err(|error| match errno(&error) {
         // Hash maps and tries say it differently.
@@ -148,7 +167,7 @@ pub(super) fn put(map: MapId, data: MapData, key: &[u8], value: &[u8]) -> Result
     })
 }
 
-fn errno(error: &MapError) -> Option<nix::errno::Errno> {
+pub(super) fn errno(error: &MapError) -> Option<nix::errno::Errno> {
     match error {
         MapError::SyscallError(SyscallError { io_error, .. }) => {
             io_error.raw_os_error().map(nix::errno::Errno::from_raw)

@@ -3,9 +3,11 @@
 //!
 //! Everything happens in the network namespace of the thread that made the [`LinuxKernel`] and on one bpffs.
 
+mod batch;
 mod clsact;
 mod command;
 mod fault;
+mod flows;
 mod forward;
 mod hooks;
 mod links;
@@ -36,6 +38,7 @@ use tokio::sync::Mutex;
 
 use self::{fault::Fault, maps::PinnedMaps};
 use crate::{
+    flows::MapUse,
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
     names::IfName,
     op::Op,
@@ -199,6 +202,12 @@ impl Kernel for LinuxKernel {
             Ok(()) => Outcome::Done(()),
             Err(fault) => fault.answer(op),
         }
+    }
+
+    async fn collect_flows(&self) -> Result<Vec<MapUse>, ReadError> {
+        let maps = self.maps.clone();
+        let collected = tokio::task::spawn_blocking(move || flows::collect(&maps)).await;
+        collected.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| ReadError::new("flows", error))
     }
 
     fn events(&self) -> BoxStream<'static, KernelEvent> {

@@ -75,9 +75,14 @@ fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<
     let mut loader = EbpfLoader::new();
     let constants: [u8; size_of::<Config>()] = zerocopy::transmute!(*config);
     loader.override_global(config::SYMBOL, &constants, true);
-    for map in &spec::ALL {
+    for map in spec::OF_MASQUERADING.iter().filter(|_| !config.bpf_masquerade()) {
+        // Nothing runs that refers to it, yet the loader makes every map of the object, with all of its rows.
+        loader.map_max_entries(map.name, 1);
+    }
+    for map in spec::of(config) {
         let (public, staged) = (paths.maps().join(map.name), staging.join(map.name));
-        if maps::fits(&public, map).map_err(|error| Fault::path(&public, error))? {
+        loader.map_max_entries(map.name, map.max_entries);
+        if maps::fits(&public, &map).map_err(|error| Fault::path(&public, error))? {
             fs::hard_link(&public, &staged).map_err(|error| Fault::path(&staged, error))?;
         } else {
             fresh.insert(map.name);
@@ -89,7 +94,7 @@ fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<
     for (map, rows) in rows.iter().filter(|(map, _)| fresh.contains(map.spec().name)) {
         fill(*map, rows, staging)?;
     }
-    for symbol in Symbol::ALL {
+    for symbol in Symbol::of(config) {
         let name = symbol.as_str();
         let program = object.program_mut(name).ok_or_else(|| Fault::at(name, "the BPF object has no such program"))?;
         let program: &mut SchedClassifier = program.try_into().map_err(|error| Fault::at(name, chain(&error)))?;
@@ -131,19 +136,33 @@ fn publish(paths: &Paths, staging: &Path, config: &Config, fresh: &BTreeSet<&str
         let public = paths.maps().join(name);
         // bpffs takes no dots in names.
         let beside = paths.maps().join(format!("{name}_new"));
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Fault::path(&beside, error)),
-            _ => {}
-        }
+        remove_pin(&beside).map_err(|error| Fault::path(&beside, error))?;
         fs::hard_link(set.join(name), &beside).map_err(|error| Fault::path(&beside, error))?;
         fs::rename(&beside, &public).map_err(|error| Fault::path(&public, error))?;
     }
     Ok(())
 }
 
+/// Removes a set, and the maps of masquerading when it was the last one that masquerades: they are large.
 pub(super) fn unload(paths: &Paths, hash: ProgramHash) -> Result<(), Fault> {
-    let set = paths.programs().join(hash.to_string());
-    remove_pins(&set).map_err(|error| Fault::path(&set, error))
+    let dir = paths.programs();
+    let set = dir.join(hash.to_string());
+    remove_pins(&set).map_err(|error| Fault::path(&set, error))?;
+    for map in &spec::OF_MASQUERADING {
+        let in_use = sets(&dir).and_then(|sets| any(&sets, |(_, set)| set.join(map.name).try_exists()));
+        let public = paths.maps().join(map.name);
+        if !in_use.map_err(|error| Fault::path(&dir, error))? {
+            remove_pin(&public).map_err(|error| Fault::path(&public, error))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_pin(pin: &Path) -> io::Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Lists the sets. One that lacks a program, or whose maps are not those under the public names, is not usable: it is
@@ -151,32 +170,54 @@ pub(super) fn unload(paths: &Paths, hash: ProgramHash) -> Result<(), Fault> {
 pub(super) fn read(paths: &Paths) -> Result<Loaded, ReadError> {
     let dir = paths.programs();
     let failed = |error| ReadError::new(dir.display().to_string(), error);
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
-        Err(error) => return Err(failed(error)),
-    };
     let mut loaded = Loaded::default();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        let Some(hash) = entry.file_name().to_str().and_then(ProgramHash::parse) else { continue };
-        if let Some(programs) = usable(paths, &entry.path()).map_err(failed)? {
+    for (hash, set) in sets(&dir).map_err(failed)? {
+        if let Some(programs) = usable(paths, &set).map_err(failed)? {
             loaded.sets.insert(hash, programs);
         }
     }
     Ok(loaded)
 }
 
-/// The ids of a set's programs; `None` when the set is not usable.
+/// The folders of sets.
+fn sets(dir: &Path) -> io::Result<Vec<(ProgramHash, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut sets = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        sets.extend(entry.file_name().to_str().and_then(ProgramHash::parse).map(|hash| (hash, entry.path())));
+    }
+    Ok(sets)
+}
+
+/// The ids of a set's programs; `None` when the set is not usable. One that has anything of masquerading has to have
+/// everything.
 fn usable(paths: &Paths, set: &Path) -> io::Result<Option<BTreeMap<Symbol, u32>>> {
-    for map in &spec::ALL {
+    let same = |own: &Path, public: &Path| -> io::Result<bool> {
+        Ok(own.try_exists()? && public.try_exists()? && map_id(own)? == map_id(public)?)
+    };
+    for map in &spec::BASE {
         let (own, public) = (set.join(map.name), paths.maps().join(map.name));
-        if !maps::fits(&own, map)? || !maps::fits(&public, map)? || map_id(&own)? != map_id(&public)? {
+        if !maps::fits(&own, map)? || !maps::fits(&public, map)? || !same(&own, &public)? {
+            return Ok(None);
+        }
+    }
+    let has = |name: &&str| set.join(name).try_exists();
+    let symbols = Symbol::ALL.into_iter().filter(|symbol| symbol.is_for_masquerading()).map(Symbol::as_str);
+    let names: Vec<&str> = spec::OF_MASQUERADING.iter().map(|map| map.name).chain(symbols).collect();
+    let masquerades = any(&names, has)?;
+    for map in spec::OF_MASQUERADING.iter().filter(|_| masquerades) {
+        // How large it is made is part of the set's hash.
+        if !same(&set.join(map.name), &paths.maps().join(map.name))? {
             return Ok(None);
         }
     }
     let mut programs = BTreeMap::new();
-    for symbol in Symbol::ALL {
+    for symbol in Symbol::ALL.into_iter().filter(|symbol| masquerades || !symbol.is_for_masquerading()) {
         let path = set.join(symbol.as_str());
         if !path.try_exists()? {
             return Ok(None);
@@ -184,6 +225,16 @@ fn usable(paths: &Paths, set: &Path) -> io::Result<Option<BTreeMap<Symbol, u32>>
         programs.insert(symbol, ProgramInfo::from_pin(&path).map_err(io::Error::other)?.id());
     }
     Ok(Some(programs))
+}
+
+/// True when one of the things is so.
+fn any<T>(things: &[T], is_so: impl Fn(&T) -> io::Result<bool>) -> io::Result<bool> {
+    for thing in things {
+        if is_so(thing)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn map_id(path: &Path) -> io::Result<u32> {

@@ -102,6 +102,8 @@ pub(super) async fn read(netlink: &Handle, observed: &mut Observed) -> Result<()
         let mut routes = netlink.route().get(family).execute();
         while let Some(message) = routes.try_next().await.map_err(|error| ReadError::new("routes", to_io(error)))? {
             let parts = parts(&message);
+            let by_default = default_devices(&message).filter_map(|index| names.get(&index));
+            observed.default_devices.extend(by_default.filter(|link| !link.is_managed()).cloned());
             let link = parts.as_ref().and_then(|parts| names.get(&parts.index));
             match (parts, link) {
                 (Some(parts), Some(link)) if is_ours(&message, &parts, link) => {
@@ -144,6 +146,20 @@ fn place(message: &RouteMessage) -> Option<(IpNet, u32)> {
     let link_local = matches!(destination, IpAddr::V6(ip) if ip.is_unicast_link_local());
     let network = IpNet::new(destination, header.destination_prefix_length).ok().filter(|_| !link_local)?;
     Some((network, metric.unwrap_or_default()))
+}
+
+/// The devices that a default route of the main table leads over.
+fn default_devices(message: &RouteMessage) -> impl Iterator<Item = u32> {
+    let header = &message.header;
+    let is_default = header.table == RouteHeader::RT_TABLE_MAIN
+        && header.kind == RouteType::Unicast
+        && header.destination_prefix_length == 0;
+    let attributes = message.attributes.iter().filter(move |_| is_default);
+    attributes.flat_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    })
 }
 
 /// Whether a route leads to hosts on a device's link, without a router in between.

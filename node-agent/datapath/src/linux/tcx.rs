@@ -21,6 +21,7 @@ use super::{
 use crate::{
     kernel::{Observed, ReadError},
     names::IfName,
+    program::ProgramHash,
     state::{Hook, Symbol},
 };
 
@@ -100,10 +101,16 @@ pub(super) fn read(paths: &Paths, loaded: &Loaded, observed: &mut Observed) -> R
     let mut hooks = Vec::new();
     for (owner, symbol, pin) in pins(&paths.links().join("devices"))? {
         let Some(found) = look(&pin)? else { continue };
-        // A link of a device that was made again is on the old one, and nothing.
-        if let Some(link) = found.ifindex.and_then(name_of).filter(|link| folder(link) == owner) {
-            let hook = Hook::Device { link: link.clone(), symbol };
-            hooks.push((hook, loaded.set_of(symbol, found.program_id)));
+        match found.ifindex.and_then(name_of).filter(|link| folder(link) == owner) {
+            Some(link) => {
+                let hook = Hook::Device { link: link.clone(), symbol };
+                hooks.push((hook, loaded.set_of(symbol, found.program_id)));
+            }
+            // A link of a device that is gone, or was made again, is on nothing; its pin is what is left.
+            None => {
+                let link = IfName::new(owner).unwrap_or_else(|_| IfName::gone());
+                hooks.push((Hook::Device { link, symbol }, ProgramHash::FOREIGN));
+            }
         }
     }
     for (owner, symbol, pin) in pins(&paths.links().join("endpoints"))? {

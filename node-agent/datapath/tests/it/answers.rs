@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A ping that fails, and what it says.
-fn told(from: &Netns, ping: &str) -> String {
+pub(crate) fn told(from: &Netns, ping: &str) -> String {
     from.run(&format!("ping -n -c 1 -W 20 {ping}")).unwrap_err()
 }
 
@@ -92,7 +92,7 @@ fn path_mtu(machine: &Netns, to: &str) -> u32 {
 }
 
 /// Sends a datagram of so many bytes with `DF`, and waits until the sender knows a path MTU.
-fn datagram_too_big(from: &Netns, to: &str, bytes: usize) -> u32 {
+pub(crate) fn datagram_too_big(from: &Netns, to: &str, bytes: usize) -> u32 {
     let (ip, _) = to.split_once(':').unwrap();
     let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     let watch = Stopwatch::start();
@@ -122,7 +122,7 @@ fn a_translated_packet_is_too_big() {
 }
 
 /// What a client that sends a datagram is told by its own stack.
-fn refusal(client: &Netns, to: &str) -> ErrorKind {
+pub(crate) fn refusal(client: &Netns, to: &str) -> ErrorKind {
     let address: SocketAddr = to.parse().unwrap();
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = client.enter(|| UdpSocket::bind(any).unwrap());

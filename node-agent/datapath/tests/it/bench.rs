@@ -9,7 +9,7 @@ use std::{
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use basal_datapath::{linux::maps::PinnedMaps, routing::Routing, state::Symbol};
 
-use crate::harness::{Netns, Node, TUNNEL, node, remote};
+use crate::harness::{Netns, Node, TUNNEL, masquerading, node, remote};
 
 /// What programs return (linux/pkt_cls.h).
 pub(crate) const OK: u32 = 0;
@@ -51,6 +51,8 @@ pub(crate) struct Bench {
     /// Where the programs are pinned.
     programs: PathBuf,
     ifindexes: BTreeMap<u16, u32>,
+    /// Interface index of the device that leads out.
+    netdev: u32,
     _pods: [Netns; 2],
 }
 
@@ -63,6 +65,22 @@ impl Bench {
         let mut node = node(bpffs, 1);
         node.plan.legacy_routing = legacy;
         node.plan.routing = routing;
+        Self::of(node)
+    }
+
+    /// A node whose device `w0` masquerades as 172.16.0.1 and fd16::1.
+    pub(crate) fn masquerading(bpffs: &Path) -> Self {
+        let mut node = node(bpffs, 1);
+        node.plan.legacy_routing = false;
+        node.plan.bpf_masquerade = masquerading(&["w0"]);
+        node.plan.native_networks = ["198.18.0.0/15".parse().unwrap(), "fd18::/64".parse().unwrap()].into();
+        node.netns.ip("link add w0 type veth peer name w1");
+        node.netns.ip("addr add 172.16.0.1/24 dev w0");
+        node.netns.ip("addr add fd16::1/64 dev w0 nodad");
+        Self::of(node)
+    }
+
+    fn of(mut node: Node) -> Self {
         node.plan.remote_nodes.insert("two".to_owned(), remote(2));
         let pods = [node.add_pod(7, IDENTITY), node.add_pod(8, 3333)];
         node.converge();
@@ -75,6 +93,7 @@ impl Bench {
             maps: PinnedMaps::new(node.paths.maps()),
             programs: node.programs(),
             ifindexes: node.plan.endpoints.iter().map(|(id, pod)| (*id, observed.devices[&pod.link].index)).collect(),
+            netdev: observed.devices.iter().find(|(name, _)| name.as_str() == "w0").map_or(0, |(_, w0)| w0.index),
             node,
             _pods: pods,
         }
@@ -106,6 +125,21 @@ impl Bench {
     /// What the first pod sends.
     pub(crate) fn pod_sends(&self, frame: &[u8]) -> Outcome {
         self.run(Symbol::FromContainer, self.ifindex(7), 0, frame)
+    }
+
+    /// What the node sends out of the device that masquerades.
+    pub(crate) fn node_sends(&self, frame: &[u8]) -> Outcome {
+        self.run(Symbol::ToNetdev, self.netdev, 0, frame)
+    }
+
+    /// What that device receives.
+    pub(crate) fn node_receives(&self, frame: &[u8]) -> Outcome {
+        self.run(Symbol::FromNetdev, self.netdev, 0, frame)
+    }
+
+    /// Interface index of the device that leads out.
+    pub(crate) fn netdev(&self) -> u32 {
+        self.netdev
     }
 
     /// What the stack sends to `cilium_host`.

@@ -16,6 +16,7 @@ use basal_datapath::{
     diff::diff,
     kernel::{Kernel as _, Observed},
     linux::{LinuxKernel, Paths},
+    masquerade::{BpfMasquerade, FlowSizes},
     names::IfName,
     op::Op,
     plan::{DEFAULT_TUNNEL_PORT, Endpoint, NodePlan, RemoteNode, Routers},
@@ -134,8 +135,15 @@ pub(crate) fn node(bpffs: &Path, number: u8) -> Node {
         dual_stack: true,
         masquerade_ipv4: true,
         masquerade_ipv6: true,
+        bpf_masquerade: None,
     };
     Node { netns: Netns::new(), paths, plan }
+}
+
+/// Masquerading on these devices; on those that lead out when there are none.
+pub(crate) fn masquerading(devices: &[&str]) -> Option<BpfMasquerade> {
+    let devices = devices.iter().map(|device| device.parse().unwrap()).collect();
+    Some(BpfMasquerade { devices, remote_nodes: false, sizes: FlowSizes { tcp: 2048, any: 2048, nat: 4096 } })
 }
 
 pub(crate) fn pod_cidrs(number: u8) -> BTreeSet<ipnet::IpNet> {

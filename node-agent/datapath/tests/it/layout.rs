@@ -43,7 +43,24 @@ fn the_objects_layouts_are_cilium_1_20() {
         ("NodeValue", "4: id@0 spi@2 pad@3"),
         ("MetricsKey", "8: reason@0 dir@1 line@2 file@4 pad1@5 pad2@6"),
         ("MetricsValue", "16: count@0 bytes@8"),
-        ("Config", "48: router_ipv4@0 router_ipv6@16 vxlan_ifindex@32 route_mtu@36 tunnel_port@40 flags@44"),
+        ("TupleV4", "14: daddr@0 saddr@4 dport@8 sport@10 nexthdr@12 flags@13"),
+        ("TupleV6", "38: daddr@0 saddr@16 dport@32 sport@34 nexthdr@36 flags@37"),
+        (
+            "CtEntry",
+            "56: reserved@0 backend_id@8 packets@16 bytes@24 lifetime@32 flags@36 rev_nat_index@38 nat_port@40 \
+             tx_flags_seen@42 rx_flags_seen@43 src_sec_id@44 last_tx_report@48 last_rx_report@52",
+        ),
+        ("NatEntryV4", "40: created@0 needs_ct@8 pad1@16 pad2@24 to_addr@32 to_port@36 pad3@38"),
+        ("NatEntryV6", "56: created@0 needs_ct@8 pad1@16 pad2@24 to_addr@32 to_port@48 pad3@50"),
+        ("FragmentsV4", "12: daddr@0 saddr@4 id@8 proto@10 pad@11"),
+        ("FragmentsV6", "40: id@0 proto@4 pad@5 saddr@8 daddr@24"),
+        ("FragmentPorts", "4: sport@0 dport@2"),
+        ("MasqueradeKey", "8: ifindex@0 family@4 pad@5"),
+        (
+            "Config",
+            "60: router_ipv4@0 router_ipv6@16 vxlan_ifindex@32 route_mtu@36 tunnel_port@40 flags@44 ct_tcp_max@48 \
+             ct_any_max@52 nat_max@56",
+        ),
     ] {
         assert_eq!(structs.get(name).map(String::as_str), Some(layout), "{name}");
     }

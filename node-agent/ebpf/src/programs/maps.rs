@@ -1,14 +1,18 @@
 //! The pinned maps, made as [`basal_maps::spec`] says, and counting.
 
 use aya_ebpf::{
-    btf_maps::{HashMap, LpmTrie, PerCpuHashMap, ProgramArray, lpm_trie::Key},
+    btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuHashMap, ProgramArray, lpm_trie::Key},
     macros::btf_map,
 };
 use basal_ebpf::decide::Tables;
 use basal_maps::{
+    addr::NetIp,
+    conntrack::CtEntry,
     endpoint::{EndpointInfo, EndpointKey},
+    flow::{TupleV4, TupleV6},
     ipcache::{IpPrefix, RemoteEndpointInfo},
     metrics::{Direction, File, MetricsKey, MetricsValue},
+    nat::{FragmentPorts, FragmentsV4, FragmentsV6, MasqueradeAddress, MasqueradeKey, NatEntryV4, NatEntryV6},
     node::{NodeKey, NodeValue},
     reason::Reason,
     spec,
@@ -54,6 +58,59 @@ pub(super) static CALL_POLICY: ProgramArray<
     { spec::CALL_POLICY.max_entries as usize },
     { spec::CALL_POLICY.flags as usize },
 > = ProgramArray::new();
+
+/// Declares a map whose size the loader sets ([`spec::of`]).
+macro_rules! lru_map {
+    ($name:ident, $spec:ident, $pin:literal, $key:ty => $value:ty) => {
+        #[btf_map(name = $pin)]
+        pub(super) static $name: LruHashMap<
+            $key,
+            $value,
+            { spec::$spec.max_entries as usize },
+            { spec::$spec.flags as usize },
+        > = LruHashMap::new();
+    };
+}
+
+lru_map!(CT4_TCP, CT4_TCP, "cilium_ct4_global", TupleV4 => CtEntry);
+lru_map!(CT4_ANY, CT4_ANY, "cilium_ct_any4_global", TupleV4 => CtEntry);
+lru_map!(CT6_TCP, CT6_TCP, "cilium_ct6_global", TupleV6 => CtEntry);
+lru_map!(CT6_ANY, CT6_ANY, "cilium_ct_any6_global", TupleV6 => CtEntry);
+lru_map!(NAT4, NAT4, "cilium_snat_v4_external", TupleV4 => NatEntryV4);
+lru_map!(NAT6, NAT6, "cilium_snat_v6_external", TupleV6 => NatEntryV6);
+lru_map!(FRAGMENTS4, FRAGMENTS4, "cilium_ipv4_frag_datagrams", FragmentsV4 => FragmentPorts);
+lru_map!(FRAGMENTS6, FRAGMENTS6, "cilium_ipv6_frag_datagrams", FragmentsV6 => FragmentPorts);
+
+#[btf_map(name = "cilium_ipmasq_v4")]
+pub(super) static EXEMPT4: LpmTrie<
+    [u8; 4],
+    u8,
+    { spec::EXEMPT4.max_entries as usize },
+    { spec::EXEMPT4.flags as usize },
+> = LpmTrie::new();
+
+#[btf_map(name = "cilium_ipmasq_v6")]
+pub(super) static EXEMPT6: LpmTrie<
+    [u8; 16],
+    u8,
+    { spec::EXEMPT6.max_entries as usize },
+    { spec::EXEMPT6.flags as usize },
+> = LpmTrie::new();
+
+#[btf_map(name = "basal_masquerade")]
+static MASQUERADE: HashMap<
+    MasqueradeKey,
+    MasqueradeAddress,
+    { spec::MASQUERADE.max_entries as usize },
+    { spec::MASQUERADE.flags as usize },
+> = HashMap::new();
+
+/// The address that a device masquerades with; `None` where it does not.
+#[inline(always)]
+pub(super) fn masquerade_address(ifindex: u32, family: u8) -> Option<NetIp> {
+    // SAFETY: as for the endpoints.
+    unsafe { MASQUERADE.get(MasqueradeKey::new(ifindex, family)) }.copied()
+}
 
 /// The kernel's maps.
 pub(super) struct Pinned;

@@ -4,10 +4,14 @@
 //! by helper rather than read in place, which also copes with packets whose headers are not in linear memory.
 
 mod context;
+mod flows;
 mod host;
 mod lxc;
 mod maps;
+mod netdev;
 mod overlay;
+mod rewrite;
+mod segment;
 
 use basal_maps::config::Config;
 
