@@ -122,6 +122,22 @@ fn native() -> Vec<Packet> {
     ]
 }
 
+/// Where programs masquerade. The first packet makes the flow that the others are of.
+pub(crate) fn masquerading() -> Vec<Packet> {
+    const NODE: &str = "172.16.0.1";
+    const OUTSIDE: &str = "172.16.0.2";
+    let [leaves, arrives] = [Symbol::ToNetdev, Symbol::FromNetdev].map(|symbol| Of { symbol, mark: 0 });
+    let ported = |source, destination, ports: [u8; 4]| ipv4(source, destination, TCP, &[&ports[..], &[0; 16]].concat());
+    let (sent, received) = ([0x9c, 0x40, 0, 80], [0, 80, 0x9c, 0x40]);
+    let uncounted = (OK, None);
+    vec![
+        leaves.packet("TCP of a pod to the outside", ported(POD, OUTSIDE, sent), uncounted, Again::Changed),
+        arrives.packet("TCP back to a pod", ported(OUTSIDE, NODE, received), uncounted, Again::Changed),
+        leaves.packet("TCP of the node itself", ported(NODE, OUTSIDE, [0xc3, 0x50, 0, 80]), uncounted, Again::Same),
+        arrives.packet("TCP to the node itself", ported(OUTSIDE, NODE, [0x9c, 0x40, 0, 80]), uncounted, Again::Same),
+    ]
+}
+
 /// A program, and the mark that its packets have.
 #[derive(Clone, Copy)]
 struct Of {

@@ -15,11 +15,12 @@ use basal_e2e::{
     bench::{Row, median},
     say::say,
 };
+use basal_maps::config::Config;
 
 use super::{
     load,
     measures::ROUNDS,
-    paths::{Again, Packet, packets},
+    paths::{Again, Packet, masquerading, packets},
     worlds::{DIRECT, LEGACY, NATIVE, World},
 };
 use crate::{
@@ -48,12 +49,24 @@ pub(crate) fn by_hand(bpffs: &Path, empty: &SchedClassifier) -> anyhow::Result<V
             rows.push(time(&bench, empty, name, &packet)?);
         }
     }
+    let name = "masquerading";
+    say(format!("programs by hand: {name}"));
+    let dir = bpffs.join("by-hand-masquerading");
+    fs::create_dir(&dir)?;
+    let bench = Bench::masquerading(&dir);
+    for packet in masquerading() {
+        rows.push(time(&bench, empty, name, &packet)?);
+    }
     Ok(rows)
 }
 
 fn time(bench: &Bench, empty: &SchedClassifier, name: &str, packet: &Packet) -> anyhow::Result<Row> {
     let Packet { symbol, path, again, .. } = *packet;
-    let ifindex = if symbol == Symbol::FromContainer { bench.ifindex(7) } else { 0 };
+    let ifindex = match symbol {
+        Symbol::FromContainer => bench.ifindex(7),
+        Symbol::FromNetdev | Symbol::ToNetdev => bench.netdev(),
+        _ => 0,
+    };
     let run = bench.run(symbol, ifindex, packet.mark, &packet.frame);
     let found = (run.action, run.counted.first().map(|(reason, ..)| *reason));
     ensure!(found == (packet.action, packet.reason), "{symbol:?}, {path}, {name}: {run:?}");
@@ -104,7 +117,7 @@ pub(crate) fn under_load(
     let mut rows = Vec::new();
     let mut totals = Vec::new();
     for (node, side) in world.nodes.iter().zip(["sender", "receiver"]) {
-        for symbol in Symbol::ALL {
+        for symbol in Symbol::of(&Config::UNSET) {
             totals.push((side, symbol, node.programs().join(symbol.as_str())));
         }
     }
