@@ -11,6 +11,7 @@ mod flow;
 mod honesty;
 mod install;
 mod kills;
+mod masquerade;
 mod native;
 mod observer;
 mod pool;

@@ -1,4 +1,4 @@
-//! Scenario 10: a cluster without an etcd of Basal's, where all records are custom resources.
+//! Scenario 10: a cluster without an etcd of Basal's, where all records are custom resources, and programs masquerade.
 
 use std::collections::BTreeSet;
 
@@ -7,6 +7,7 @@ use basal_e2e::cluster::Cluster;
 use serde_json::{Value, json};
 
 use crate::churn::{pods_are_gone, pods_come, traces};
+use crate::masquerade;
 use crate::observer::check;
 use crate::suite::{on_its_own, values};
 use crate::traffic::{Capture, identities, identities_on_the_wire, reach, rows};
@@ -14,7 +15,7 @@ use crate::view::{all_know_the_others, basal, eventually, keys, knows_the_others
 use crate::workload::{Checks, Pod, delete, deploy};
 
 /// Boots a cluster of its own: every node is served and known to the others, pods talk across nodes with their identity
-/// on the wire, sixty pods come and go, a node goes for good. Nobody ever wrote to etcd.
+/// on the wire and reach the outside, sixty pods come and go, a node goes for good. Nobody ever wrote to etcd.
 pub(crate) fn records_are_objects() -> anyhow::Result<()> {
     on_its_own("none", without_etcd(), exercise)
 }
@@ -22,6 +23,7 @@ pub(crate) fn records_are_objects() -> anyhow::Result<()> {
 fn without_etcd() -> Value {
     let mut values = values();
     values["etcd"] = json!({"enabled": false});
+    values["bpf"] = json!({"masquerade": true});
     values
 }
 
@@ -40,6 +42,7 @@ fn exercise(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.remove_node("n3", true)?;
     let pods = deploy(cluster, "green", 2)?;
     everybody_talks(cluster, &pods)?;
+    masquerade::by_programs(cluster, &pods)?;
     delete(cluster, &["deployment", "green"])?;
     for node in cluster.nodes()? {
         eventually(&format!("{} to forget n3", node.name()), || knows_the_others(cluster, &node))?;
