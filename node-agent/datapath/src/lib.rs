@@ -20,4 +20,5 @@ pub mod plan;
 pub mod program;
 pub mod routing;
 pub mod rows;
+pub mod scope;
 pub mod state;

@@ -169,7 +169,7 @@ impl NodePlan {
         let mut state = NodeState::default();
         self.devices(&mut state);
         self.routes(observed, &mut state);
-        self.rows(&mut state);
+        state.maps = self.rows();
         self.masquerade_rows(observed, &mut state);
         self.endpoints(observed, &mut state);
         self.programs(observed, &mut state);
@@ -247,8 +247,14 @@ impl NodePlan {
         state.routes.extend(self.direct_routes(observed));
     }
 
-    fn rows(&self, state: &mut NodeState) {
-        let mut put = |row: rows::Row| row.insert_into(&mut state.maps);
+    /// The rows of what needs no device: of all maps, but those of endpoints in `cilium_lxc`.
+    #[must_use]
+    pub fn rows(&self) -> rows::Rows {
+        // A map without rows is ours as well: rows that others left in it go.
+        let masquerades = self.bpf_masquerade.is_some();
+        let maps = rows::MapId::ALL.into_iter().filter(|map| masquerades || !map.is_for_masquerading());
+        let mut all: rows::Rows = maps.map(|map| (map, BTreeMap::new())).collect();
+        let mut put = |row: rows::Row| row.insert_into(&mut all);
         for router in self.routers.addresses() {
             let everything = match router {
                 IpAddr::V4(_) => IpNet::from(ipnet::Ipv4Net::default()),
@@ -287,11 +293,7 @@ impl NodePlan {
             put(rows::host(ip));
             put(rows::ipcache(ip.into(), identity::HOST, None));
         }
-        // A map without rows is ours as well: rows that others left in it go.
-        let masquerades = self.bpf_masquerade.is_some();
-        for map in rows::MapId::ALL.into_iter().filter(|map| masquerades || !map.is_for_masquerading()) {
-            state.maps.entry(map).or_default();
-        }
+        all
     }
 
     fn endpoints(&self, observed: &Observed, state: &mut NodeState) {

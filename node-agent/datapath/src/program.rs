@@ -1,6 +1,6 @@
 //! The BPF object inside this binary, and the hash that names a program set.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use basal_maps::{config::Config, spec};
 use sha2::{Digest as _, Sha256};
@@ -20,8 +20,9 @@ impl ProgramHash {
     /// The hash of the set that this binary loads with these constants.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        let mut sha = Sha256::new();
-        sha.update(OBJECT);
+        // The object is large, and plans ask often.
+        static OF_OBJECT: LazyLock<Sha256> = LazyLock::new(|| Sha256::new_with_prefix(OBJECT));
+        let mut sha = OF_OBJECT.clone();
         sha.update(config.as_bytes());
         for map in spec::of(config) {
             let numbers = [map.kind as u32, map.key_size, map.value_size, map.max_entries, map.flags];

@@ -20,6 +20,7 @@ use basal_crds::{
 use basal_datapath::{
     kernel::Observed,
     plan::{Endpoint, NodePlan, Peer, RemoteNode},
+    scope::Scope,
 };
 use basal_ipam::prefix::Family;
 use ipnet::IpNet;
@@ -46,8 +47,10 @@ pub struct View {
 /// What may have changed since [`View::take_changes`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// The base.
+    /// Everything of the base.
     pub base: bool,
+    /// These endpoints, as they were and as they are.
+    pub endpoints: Scope,
     /// These networks of the overlay.
     pub networks: BTreeSet<IpNet>,
     /// What is made inside of these pods.
@@ -58,12 +61,13 @@ impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.base && self.networks.is_empty() && self.pods.is_empty()
+        !self.base && self.endpoints.is_empty() && self.networks.is_empty() && self.pods.is_empty()
     }
 
     /// Adds what another knows.
     pub fn merge(&mut self, other: Self) {
         self.base |= other.base;
+        self.endpoints.merge(other.endpoints);
         self.networks.extend(other.networks);
         self.pods.extend(other.pods);
     }
@@ -158,14 +162,16 @@ impl View {
 
     /// An endpoint came or changed.
     pub fn put_endpoint(&mut self, id: EndpointId, mut endpoint: Endpoint) {
-        self.changes.base = true;
         let route_mtu = self.local.route_mtu();
         if endpoint.pod.route_mtu != route_mtu {
             // It became another one while the interface was made.
             endpoint.pod.route_mtu = route_mtu;
             self.changes.pods.insert(id);
         }
-        self.endpoints.insert(id, endpoint);
+        self.changes.endpoints.add(id.get(), &endpoint);
+        if let Some(before) = self.endpoints.insert(id, endpoint) {
+            self.changes.endpoints.add(id.get(), &before);
+        }
     }
 
     /// What is made inside of the pods is made again: what is there may be another agent's.
@@ -175,15 +181,17 @@ impl View {
 
     /// An endpoint has another identity.
     pub fn set_identity(&mut self, id: EndpointId, identity: IdentityId) {
-        if let Some(endpoint) = self.endpoints.get_mut(&id) {
-            self.changes.base |= endpoint.identity != identity.get();
+        if let Some(endpoint) = self.endpoints.get_mut(&id).filter(|endpoint| endpoint.identity != identity.get()) {
             endpoint.identity = identity.get();
+            self.changes.endpoints.add(id.get(), endpoint);
         }
     }
 
     /// An endpoint went.
     pub fn remove_endpoint(&mut self, id: EndpointId) {
-        self.changes.base |= self.endpoints.remove(&id).is_some();
+        if let Some(before) = self.endpoints.remove(&id) {
+            self.changes.endpoints.add(id.get(), &before);
+        }
     }
 
     /// A node came or changed. This node's own record changes nothing: it knows better.
@@ -256,6 +264,15 @@ impl View {
         plan.endpoints = self.endpoints.iter().map(|(id, endpoint)| (id.get(), endpoint.clone())).collect();
         plan.remote_nodes = self.nodes.iter().filter_map(|(key, record)| self.remote_node(key, record, &ids)).collect();
         plan
+    }
+
+    /// The part of the base that says what should be in a scope; see there.
+    #[must_use]
+    pub fn base_of(&self, scope: &Scope) -> NodePlan {
+        let touched = self.endpoints.iter().map(|(id, endpoint)| (id.get(), endpoint));
+        let touched = touched.filter(|(id, endpoint)| scope.touches(*id, endpoint));
+        let endpoints = touched.map(|(id, endpoint)| (id, endpoint.clone())).collect();
+        NodePlan { endpoints, ..self.local.clone() }
     }
 
     fn remote_node(
@@ -462,7 +479,7 @@ pub(crate) mod tests {
         let node_ips = BTreeSet::from([ip("172.18.0.7"), ip("fc00::1")]);
         view.set_local(NodePlan { node_ips, ..local() });
         let changes = view.take_changes();
-        assert_eq!(changes, Changes { base: true, networks: [net("10.0.0.8/32")].into(), pods: BTreeSet::new() });
+        assert_eq!(changes, Changes { base: true, networks: [net("10.0.0.8/32")].into(), ..Changes::default() });
         assert!(view.overlay(net("10.0.0.8/32")).is_some(), "the address is another node's now");
 
         let routing = Routing::Tunnel(Tunnel { port: 8472, ipv6: true });
