@@ -1,5 +1,7 @@
 //! From what is to what should be.
 
+use std::collections::BTreeSet;
+
 use crate::{
     names::IfName,
     op::Op,
@@ -24,11 +26,7 @@ pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
     let misfit =
         |name: &IfName, link: &Link| desired.links.get(name).is_some_and(|wanted: &Link| !wanted.kind.fits(&link.kind));
 
-    for (name, link) in &observed.links {
-        if misfit(name, link) {
-            ops.push(Op::DeleteLink(name.clone()));
-        }
-    }
+    delete_links(observed.links.iter().filter(|(name, link)| misfit(name, link)).map(|(name, _)| name), &mut ops);
 
     let (of_devices, global): (Vec<_>, Vec<_>) = desired
         .sysctls
@@ -110,9 +108,7 @@ fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
     let stays = |hook: &&Hook| hook.link().is_some_and(|link| desired.links.contains_key(link));
     let (of_devices_that_stay, others): (Vec<_>, Vec<_>) = stale.partition(stays);
     ops.extend(of_devices_that_stay.into_iter().map(|hook| Op::Detach(hook.clone())));
-    for name in observed.links.keys().filter(|name| !desired.links.contains_key(*name)) {
-        ops.push(Op::DeleteLink(name.clone()));
-    }
+    delete_links(observed.links.keys().filter(|name| !desired.links.contains_key(*name)), ops);
     ops.extend(others.into_iter().map(|hook| Op::Detach(hook.clone())));
     for (map, rows) in &observed.maps {
         let wanted = desired.maps.get(map);
@@ -127,6 +123,13 @@ fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
     }
     for hash in observed.programs.difference(&desired.programs) {
         ops.push(Op::UnloadPrograms(*hash));
+    }
+}
+
+fn delete_links<'a>(names: impl Iterator<Item = &'a IfName>, ops: &mut Vec<Op>) {
+    let names: BTreeSet<IfName> = names.cloned().collect();
+    if !names.is_empty() {
+        ops.push(Op::DeleteLinks(names));
     }
 }
 
@@ -213,7 +216,7 @@ mod tests {
                 "set-forward",
                 "delete-nft",
                 "delete-route",
-                "delete-link",
+                "delete-links",
                 "detach",
                 "detach",
                 "delete-row",
@@ -231,7 +234,7 @@ mod tests {
         observed.links.insert(link.clone(), Link { kind: LinkKind::Endpoint(None), ..vxlan(1).1 });
         observed.hooks.extend(stale.clone().map(|hook| (hook, ProgramHash::of(&Config::UNSET))));
         let [of_vxlan, of_endpoint] = stale.map(Op::Detach);
-        assert_eq!(diff(&desired(), &observed), [of_vxlan, Op::DeleteLink(link), of_endpoint]);
+        assert_eq!(diff(&desired(), &observed), [of_vxlan, Op::DeleteLinks([link].into()), of_endpoint]);
     }
 
     #[test]
@@ -239,7 +242,7 @@ mod tests {
         let mut observed = desired();
         observed.links = BTreeMap::from([vxlan(4789)]);
         let ops = diff(&desired(), &observed);
-        assert_eq!(kinds(&ops), ["delete-link", "set-link", "attach"]);
+        assert_eq!(kinds(&ops), ["delete-links", "set-link", "attach"]);
     }
 
     #[test]

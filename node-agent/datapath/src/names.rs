@@ -1,4 +1,4 @@
-//! Names of network devices: the fixed ones, and which names Basal owns.
+//! Names of network devices: the fixed ones, and which names Basal owns; and the group that it owns.
 
 use std::{fmt, str::FromStr};
 
@@ -10,6 +10,10 @@ pub const NET_DEVICE: &str = "cilium_net";
 pub const VXLAN_DEVICE: &str = "cilium_vxlan";
 /// What the host side of an endpoint's device pair starts with; 12 hexadecimal digits follow.
 pub const ENDPOINT_PREFIX: &str = "lxc";
+
+/// The group of devices (`ip link show group`) that devices are put into to be removed together: "basl". What a crash leaves
+/// in it works as before, and goes with the next comparison.
+pub const REMOVAL_GROUP: u32 = 0x6261_736c;
 
 /// A name that the kernel takes for a device (dev_valid_name in net/core/dev.c): 1 to 15 bytes, not `.` or `..`, no
 /// slash, colon or white space.

@@ -1,7 +1,7 @@
 //! The changes that [`crate::diff::diff`] asks for and [`crate::kernel::Kernel::apply`] makes. Each is idempotent: applied
 //! twice, it has the same effect as once.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use basal_maps::config::Config;
 
@@ -21,8 +21,9 @@ pub enum Op {
     SetSysctl(SysctlKey, String),
     /// Makes a device, or brings MTU, state and flags of an existing one to what is given. A pair is made with its peer.
     SetLink(IfName, Link),
-    /// Removes a device (and the other end of a pair).
-    DeleteLink(IfName),
+    /// Removes devices (and the other ends of pairs), together: the kernel waits until no CPU looks at them any more, for all
+    /// of them once.
+    DeleteLinks(BTreeSet<IfName>),
     /// Puts an address on a device.
     AddAddress(Address),
     /// Takes an address from a device.
@@ -69,7 +70,7 @@ impl Op {
         match self {
             Self::SetSysctl(..) => "set-sysctl",
             Self::SetLink(..) => "set-link",
-            Self::DeleteLink(..) => "delete-link",
+            Self::DeleteLinks(..) => "delete-links",
             Self::AddAddress(..) => "add-address",
             Self::DeleteAddress(..) => "delete-address",
             Self::LoadPrograms { .. } => "load-programs",
@@ -92,7 +93,8 @@ impl fmt::Display for Op {
         f.write_str(self.kind())?;
         match self {
             Self::SetSysctl(key, value) => write!(f, " {}={value}", key.path()),
-            Self::SetLink(name, _) | Self::DeleteLink(name) => write!(f, " {name}"),
+            Self::SetLink(name, _) => write!(f, " {name}"),
+            Self::DeleteLinks(names) => names.iter().try_for_each(|name| write!(f, " {name}")),
             Self::AddAddress(address) | Self::DeleteAddress(address) => {
                 write!(f, " {} on {}", address.net, address.link)
             }

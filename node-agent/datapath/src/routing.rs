@@ -225,7 +225,7 @@ mod tests {
         let ops = diff(&native, &tunnel);
         let on_vxlan = |symbol| Hook::Device { link: IfName::vxlan(), symbol };
         for op in [
-            Op::DeleteLink(IfName::vxlan()),
+            Op::DeleteLinks([IfName::vxlan()].into()),
             Op::Detach(on_vxlan(Symbol::FromOverlay)),
             Op::Detach(on_vxlan(Symbol::ToOverlay)),
             Op::DeleteRoute(RouteKey { destination: net("10.0.2.0/24"), link: IfName::host() }),

@@ -270,12 +270,12 @@ impl Core {
                 state.links.insert(name.clone(), link.clone());
                 self.outdated.remove(name);
             }
-            Op::DeleteLink(name) => {
-                let peer = match state.links.remove(name) {
-                    Some(Link { kind: LinkKind::Veth { peer }, .. }) => Some(peer),
+            Op::DeleteLinks(names) => {
+                let peers = names.iter().filter_map(|name| match state.links.get(name) {
+                    Some(Link { kind: LinkKind::Veth { peer }, .. }) => Some(peer.clone()),
                     _ => None,
-                };
-                for name in peer.iter().chain([name]) {
+                });
+                for name in &peers.chain(names.iter().cloned()).collect::<BTreeSet<_>>() {
                     self.forget(name);
                 }
             }
@@ -325,7 +325,8 @@ impl Core {
 #[must_use]
 pub fn concerns(op: &Op, id: EndpointId, endpoint: &Endpoint) -> bool {
     match op {
-        Op::SetLink(name, _) | Op::DeleteLink(name) => *name == endpoint.link,
+        Op::SetLink(name, _) => *name == endpoint.link,
+        Op::DeleteLinks(names) => names.contains(&endpoint.link),
         Op::SetSysctl(key, _) => key.device_name() == Some(endpoint.link.as_str()),
         Op::PutRow(row) => endpoint.pod.addresses.iter().any(|address| {
             let own = |other: Row| other.map == row.map && other.key == row.key;
@@ -433,7 +434,7 @@ mod tests {
         attach(&mut core, 7, endpoint(7, 300));
         converge(&mut core);
         let rows = core.known.state.maps[&MapId::Endpoints].len();
-        carry_out(&mut core, &[Op::DeleteLink(endpoint(7, 300).link)]);
+        carry_out(&mut core, &[Op::DeleteLinks([endpoint(7, 300).link].into())]);
         let pass = core.full(core.known.clone());
         assert_eq!(pass.lost, [EndpointId::new(7).unwrap()]);
         carry_out(&mut core, &pass.ops);
@@ -467,7 +468,7 @@ mod tests {
         core.view.remove_endpoint(EndpointId::new(7).unwrap());
         let changes = core.view.take_changes();
         let kinds: Vec<_> = core.delta(&changes).iter().map(Op::kind).collect();
-        assert_eq!(kinds, ["delete-link", "detach", "detach", "delete-row", "delete-row"]);
+        assert_eq!(kinds, ["delete-links", "detach", "detach", "delete-row", "delete-row"]);
         assert_eq!(core.full(core.known.clone()).ops.len(), 5 + 2, "two blocks of the node");
     }
 

@@ -448,7 +448,7 @@ async fn make_link(
 ) -> Result<Device, AttachError> {
     if let Err(failure) = apply(kernel, metrics, set).await {
         // What the kernel made of it before it failed must go as well. Where that fails the next comparison finds it.
-        apply(kernel, metrics, &Op::DeleteLink(name.clone())).await.unwrap_or_default();
+        apply(kernel, metrics, &Op::DeleteLinks([name.clone()].into())).await.unwrap_or_default();
         return Err(failure.into());
     }
     kernel.device(name).await?.ok_or_else(|| AttachError::Vanished(name.to_string()))

@@ -199,7 +199,7 @@ async fn calls_for_one_container_wait_for_each_other() {
     let (added, deleted) = futures::join!(world.try_add("c2", None), async {
         tokio::time::sleep(Duration::from_secs(90)).await;
         assert!(world.kernel.reads() > reads);
-        let removed = |op: &Op| matches!(op, Op::DeleteLink(_));
+        let removed = |op: &Op| matches!(op, Op::DeleteLinks(_));
         assert!(!world.kernel.take_log().iter().any(removed));
         world.del("c2").await
     });

@@ -223,9 +223,9 @@ impl Kernel for ModelKernel {
                 LinkKind::Endpoint(Some(pod)) => self.make(name, link, pod).await,
                 _ => drop(self.index_of(name)),
             },
-            Op::DeleteLink(name) => {
-                let index = self.index_of(name);
-                self.pods.lock().unwrap().retain(|_, pod| pod.device.peer != Some(index));
+            Op::DeleteLinks(names) => {
+                let gone: Vec<_> = names.iter().map(|name| Some(self.index_of(name))).collect();
+                self.pods.lock().unwrap().retain(|_, pod| !gone.contains(&pod.device.peer));
             }
             Op::AddAddress(address) if !self.observed().devices.contains_key(&address.link) => {
                 return Outcome::Refused(OpError::NoLink { op: op.to_string(), link: address.link.clone() });

@@ -9,6 +9,7 @@ mod command;
 mod fault;
 mod flows;
 mod forward;
+mod group;
 mod hooks;
 mod links;
 pub mod maps;
@@ -160,7 +161,7 @@ impl LinuxKernel {
         match op {
             Op::SetSysctl(key, value) => sysctl::write(&self.paths.sysctl, key, value),
             Op::SetLink(name, link) => links::set(&self.netlink, &self.env, &self.paths, name, link).await,
-            Op::DeleteLink(name) => links::delete(&self.netlink, name).await,
+            Op::DeleteLinks(names) => group::delete(&self.netlink, &self.lists, names).await,
             Op::AddAddress(address) => links::add_address(&self.netlink, address).await,
             Op::DeleteAddress(address) => links::delete_address(&self.netlink, address).await,
             Op::LoadPrograms { config, rows } => programs::load(&self.paths, config, rows),

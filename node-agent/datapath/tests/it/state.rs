@@ -2,7 +2,7 @@
 
 use basal_datapath::{
     kernel::{Kernel as _, KernelEvent, OpError},
-    names::IfName,
+    names::{IfName, REMOVAL_GROUP},
     op::Op,
     rows,
     state::{LinkKind, NodeState, RouteKey},
@@ -135,6 +135,49 @@ fn an_endpoint_whose_device_went_is_cleaned_up() {
             ["detach", "detach", "delete-row", "delete-row", "delete-row", "delete-row"],
             "the program's pin, its slot, and two rows per family"
         );
+    });
+}
+
+/// More than one request takes, with programs on each.
+#[test]
+fn endpoints_that_go_together_leave_nothing() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        let pods: Vec<_> = (10..30).map(|id| node.add_pod(id, 4321)).collect();
+        node.converge();
+        let before = node.read().state;
+        node.plan.endpoints.clear();
+        let ops = node.converge().concat();
+        let removals = ops.iter().filter(|op| matches!(op, Op::DeleteLinks(names) if names.len() == pods.len()));
+        assert_eq!((removals.count(), pods.len()), (1, 20), "{ops:#?}");
+        let after = node.read().state;
+        assert_eq!((before.links.len(), after.links.len()), (23, 3));
+        for pod in pods {
+            assert!(pod.run("ip link show eth0").is_err(), "the other end is gone too");
+        }
+    });
+}
+
+#[test]
+fn what_else_is_in_the_group_of_removed_devices_stays() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        let _pods: Vec<_> = (10..17).map(|id| node.add_pod(id, 4321)).collect();
+        node.converge();
+        node.netns.ip("link add foreign type bridge");
+        let link = |id| IfName::new(format!("lxc000001{id:06x}")).unwrap();
+        assert_eq!(node.plan.endpoints[&10].link, link(10));
+        // What a crash left there: one that goes with another, later one that is wanted; and in between another's.
+        for (member, left) in [(link(16), 5), (IfName::new("foreign").unwrap(), 3), (link(10), 1)] {
+            node.netns.ip(&format!("link set {member} group {REMOVAL_GROUP}"));
+            node.plan.endpoints.retain(|id, _| *id < 10 + left);
+            let kinds: Vec<_> = node.converge().concat().iter().map(Op::kind).collect();
+            assert!(kinds.contains(&"delete-links"), "{kinds:?}");
+            let devices = node.read().devices;
+            assert_eq!(devices.keys().filter(|name| name.is_endpoint()).count(), usize::from(left));
+            assert!(devices.contains_key(&IfName::new("foreign").unwrap()));
+            node.netns.ip("link set foreign group default");
+        }
     });
 }
 
