@@ -427,6 +427,18 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_text_is_as_long_as_it_may_be() {
+        let host = cidr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128");
+        let mut cell = Cell::new(CellId::new(host), host, 128).unwrap();
+        let node = NodeName::new(&"n".repeat(253)).unwrap();
+        let uid = Some(NodeUid::new(&"\"".repeat(128)).unwrap());
+        cell.set(host, Block { state: BlockState::Quarantined, node, uid }).unwrap();
+        let text = cell.to_json().unwrap().len();
+        // Nine more digits of the version, and a comma.
+        assert_eq!(cell.text_bound(), text + 10);
+    }
+
+    #[test]
     fn a_block_can_only_be_in_cells_around_it() {
         let block = cidr("10.0.3.0/24");
         let cells: Vec<_> = CellId::candidates(block).collect();

@@ -340,6 +340,12 @@ mod tests {
         assert_eq!(cidr("fd00::/64").nth(120, 1 << 55), cidr("fd00::8000:0:0:0/120"));
     }
 
+    #[test]
+    fn a_family_has_one_word_in_labels_keys_and_json() {
+        assert_eq!(Family::ALL.map(Family::as_str), ["ipv4", "ipv6"]);
+        assert_eq!(serde_json::to_string(&Family::ALL).unwrap(), r#"["ipv4","ipv6"]"#);
+    }
+
     fn any_cidr() -> impl Strategy<Value = PodCidr> {
         // Few distinct bases, so that blocks often touch each other.
         (any::<bool>(), any::<u128>(), 0_u8..=128, any::<bool>()).prop_map(|(v6, number, len, near)| {

@@ -29,6 +29,20 @@ fn the_cursor_moves_and_both_families_come_at_once() {
 }
 
 #[test]
+fn what_was_granted_and_freed_last_comes_last_also_after_a_reload() {
+    let mut rig = Rig::new(ipv4(&["10.0.0.0/22"], 24));
+    for (name, block, next) in [("a", "10.0.0.0/24", "10.0.1.0/24"), ("b", "10.0.1.0/24", "10.0.2.0/24")] {
+        rig.drop(name, secs(0));
+        assert_eq!(rig.serve(name), [block]);
+        rig.drop(name, secs(0));
+        rig.allocator.free(cidr(block), REST).unwrap();
+        rig.write(REST);
+        rig.reload(REST);
+        assert_eq!(rig.allocator.clone().grant(&node("c"), &uid("c"), REST).unwrap().blocks, [cidr(next)]);
+    }
+}
+
+#[test]
 fn both_families_or_none() {
     let mut rig = Rig::new(dual(&["10.0.0.0/24"], 24, &["fd00::/119"], 120));
     rig.serve("a");
@@ -58,7 +72,9 @@ fn a_grant_is_not_confirmed_before_it_is_written() {
     assert_eq!(grant.blocks, [cidr("10.0.0.0/24")]);
     assert_eq!(rig.allocator.guard(&node("a")), None);
     assert_eq!(rig.grant("a").unwrap(), grant);
+    assert!(rig.allocator.is_changing(&node("a")));
     rig.write(secs(0));
+    assert!(!rig.allocator.is_changing(&node("a")));
     assert!(rig.grant("a").unwrap().confirmed);
     let guard = rig.allocator.guard(&node("a")).unwrap();
     assert!(rig.ledger.allows(&guard));
@@ -131,6 +147,46 @@ fn the_same_name_gets_its_block_back() {
     // Asked again while that is being written.
     assert_eq!(rig.allocator.grant(&node("a"), &later, secs(1)), Err(Refusal::Busy { node: node("a") }));
     assert_eq!(rig.allocator.release(&node("nobody"), None), Ok(vec![]));
+}
+
+#[test]
+fn a_node_that_took_another_block_leaves_its_old_one_to_rest() {
+    let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
+    rig.serve("a");
+    rig.drop("a", secs(0));
+    rig.allocator.request(&node("a"), &uid("a"), cidr("10.0.9.0/24")).unwrap();
+    rig.write(secs(0));
+    assert_eq!(rig.serve("a"), ["10.0.9.0/24"]);
+    assert_eq!(rig.written(), ["10.0.0.0/24 a quarantined", "10.0.9.0/24 a granted"]);
+}
+
+#[test]
+fn records_in_resting_blocks_are_guarded_by_the_cells_that_say_so() {
+    let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
+    rig.serve("a");
+    assert_eq!(rig.allocator.quarantine_guard(&node("a")), None);
+    rig.allocator.release(&node("a"), Some(&uid("a"))).unwrap();
+    assert_eq!(rig.allocator.quarantine_guard(&node("a")), None, "the ledger does not hold it yet");
+    rig.write(secs(0));
+    let guard = rig.allocator.quarantine_guard(&node("a")).unwrap();
+    assert!(rig.ledger.allows(&guard));
+    // The node is back: what it publishes now is not removed by the word of before.
+    rig.serve("a");
+    assert!(!rig.ledger.allows(&guard));
+    assert_eq!(rig.allocator.quarantine_guard(&node("a")), None);
+}
+
+#[test]
+fn a_block_that_rests_is_its_carriers_again_and_orphaned_outside_the_pool() {
+    for (pool, state) in [("10.0.0.0/16", "granted"), ("10.1.0.0/16", "orphaned")] {
+        let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
+        rig.serve("a");
+        rig.drop("a", secs(0));
+        rig.next_term(ipv4(&[pool], 24));
+        assert_eq!(rig.allocator.adopt(&[carried("a", &[("10.0.0.0/24", false)])]).lost, []);
+        rig.write(secs(0));
+        assert_eq!(rig.written(), [format!("10.0.0.0/24 a {state}")]);
+    }
 }
 
 #[test]

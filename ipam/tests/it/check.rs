@@ -53,12 +53,12 @@ fn clusters() -> impl Strategy<Value = Cluster> {
     let nodes = prop::collection::vec(0_u8..4, 0..4);
     let ips = prop::collection::vec(any::<u8>(), 0..4);
     (nodes, claims, listed(), listed(), ips).prop_map(|(nodes, claims, mut specs, mut records, ips)| {
-        // Mostly what is claimed is listed, as in a real cluster.
+        // Mostly what is claimed is listed, as in a real cluster; of some claims the ledger alone knows.
         for (number, (node, at, _)) in claims.iter().enumerate() {
-            if number % 3 != 0 {
+            if matches!(number % 4, 1 | 2) {
                 specs.push((*node, *at));
             }
-            if number % 3 != 1 {
+            if matches!(number % 4, 0 | 2) {
                 records.push((*node, *at));
             }
         }

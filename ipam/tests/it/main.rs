@@ -12,6 +12,7 @@ mod oracle;
 mod pools;
 mod rest;
 mod sealing;
+mod seen;
 mod support;
 mod transfer;
 mod unknown;

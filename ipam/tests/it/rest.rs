@@ -30,6 +30,8 @@ fn a_block_that_rests_long_enough_may_go_to_anybody() {
     assert_eq!(look(&mut watch, &[(AT, "a", Granted)], secs(0)), []);
     assert_eq!(look(&mut watch, &[(AT, "a", Quarantined)], secs(10)), []);
     assert_eq!(look(&mut watch, &[(AT, "a", Quarantined)], secs(200)), []);
+    let claims: Vec<_> = watch.claims().map(|(at, block)| (*at, block.node.as_str(), block.state)).collect();
+    assert_eq!(claims, [(cidr(AT), "a", Quarantined)]);
     assert_eq!(look(&mut watch, &[(AT, "b", Granted)], secs(10) + REST), []);
 }
 
@@ -40,6 +42,7 @@ fn its_own_node_may_have_it_back_at_once_and_the_rest_begins_anew() {
     assert_eq!(look(&mut watch, &[(AT, "a", Granted)], secs(200)), []);
     look(&mut watch, &[(AT, "a", Quarantined)], secs(250));
     let breach = RestBreach::ShortQuarantine { block: cidr(AT), node: "a".into(), rested: secs(100) };
+    assert_eq!((breach.block(), breach.node()), (cidr(AT), "a"));
     assert_eq!(look(&mut watch, &[], secs(350)), [breach]);
 }
 

@@ -88,6 +88,18 @@ fn a_cell_that_lost_its_record_is_written() {
 }
 
 #[test]
+fn as_many_cells_go_out_together_as_the_limits_take() {
+    let swaps: Vec<CellSwap> = [1, 2, 3]
+        .map(|number| CellSwap { expected: Version::ABSENT, new: cell(number, "10.0.0.0/16", &BTreeMap::new()) })
+        .into();
+    let two = swaps[..2].iter().map(|swap| swap.new.text_bound()).sum();
+    for (cells, bytes, together) in [(127, 1 << 20, 3), (2, 1 << 20, 2), (127, two, 2), (127, two - 1, 1), (127, 1, 1)]
+    {
+        assert_eq!(batch(&swaps, Limits { cells, bytes }), &swaps[..together], "{cells} cells of {bytes} bytes");
+    }
+}
+
+#[test]
 fn what_cannot_be_read_or_lies_across_is_not_copied() {
     let term = TermId::from_random(1, 1);
     let good = ledger(&term, "10.0.0.0/16", &[(1, BTreeMap::new())].into()).load();
@@ -98,6 +110,8 @@ fn what_cannot_be_read_or_lies_across_is_not_copied() {
     let unreadable = |place| Err(TransferError::Unreadable { cell: id, place, error: Box::new(error.clone()) });
     assert_eq!(transfer(&bad, &good), unreadable(Place::Old));
     assert_eq!(transfer(&good, &bad), unreadable(Place::New));
+    let told = [transfer(&bad, &good), transfer(&good, &bad)].map(|error| error.unwrap_err().to_string());
+    assert!(told[0].contains(" in the old store ") && told[1].contains(" in the new store "), "{told:?}");
 
     let wide = CellId::new(cidr("10.0.0.0/20"));
     let stored = StoredCell { version: Version(1), cell: Cell::new(wide, cidr("10.0.0.0/16"), 28) };

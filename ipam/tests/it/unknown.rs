@@ -2,7 +2,7 @@
 
 use basal_ipam::{
     allocator::Next,
-    ledger::{LedgerState, Limits, SwapAnswer, SwapRefusal},
+    ledger::{LedgerError, LedgerState, Limits, SwapAnswer, SwapRefusal},
     names::TermId,
 };
 
@@ -89,6 +89,39 @@ fn a_change_that_no_longer_fits_is_taken_back() {
 }
 
 #[test]
+fn a_block_that_somebody_else_wrote_is_theirs() {
+    let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
+    rig.serve("other");
+    rig.grant("a").unwrap();
+    let batch = rig.allocator.next_batch(LIMITS).unwrap();
+    // The very block that was to be a's.
+    for (version, cell) in rig.ledger.cells.values_mut() {
+        let block = cell.blocks()[&cidr("10.0.0.0/24")].clone();
+        cell.set(cidr("10.0.1.0/24"), block).unwrap();
+        version.0 += 1;
+    }
+    let answer = rig.commit(&batch);
+    assert_eq!(rig.allocator.settle(batch.id, &answer, secs(0)).next, Next::Reload);
+    assert_eq!(rig.reload(secs(0)).undone, [node("a")].into());
+    rig.write(secs(0));
+    assert_eq!(rig.written(), ["10.0.0.0/24 other granted", "10.0.1.0/24 other granted"]);
+    assert_eq!(rig.serve("a"), ["10.0.2.0/24"]);
+}
+
+#[test]
+fn a_mark_that_was_refused_is_written_again_after_the_next_write() {
+    let mut rig = Rig::new(ipv4(&["10.0.0.0/24", "10.1.0.0/23"], 24));
+    rig.serve("a");
+    rig.next_term(ipv4(&["10.1.0.0/23"], 24));
+    let batch = rig.allocator.next_batch(LIMITS).unwrap();
+    let answer = SwapAnswer::Refused(SwapRefusal::Store("no space".into()));
+    assert_eq!(rig.allocator.settle(batch.id, &answer, secs(0)).undone, [node("a")].into());
+    assert_eq!(rig.allocator.next_batch(LIMITS), None, "at once it would be refused again");
+    rig.serve("b");
+    assert_eq!(rig.written(), ["10.0.0.0/24 a orphaned", "10.1.0.0/24 b granted"]);
+}
+
+#[test]
 fn a_lost_fence_ends_the_term() {
     let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
     rig.grant("a").unwrap();
@@ -112,6 +145,10 @@ fn the_fence_goes_only_to_whom_read_it_last() {
     assert_eq!(ledger.take_fence(&late, &b), basal_ipam::ledger::FenceAnswer::Taken);
     assert_eq!(ledger.take_fence(&early, &a), basal_ipam::ledger::FenceAnswer::Lost);
     assert!(ledger.fence.holds(&b) && !ledger.fence.holds(&a));
+    assert!(!ledger.fence.is_sealed());
+    let seal = TermId::seal(3, 3);
+    assert_eq!(ledger.take_fence(&ledger.fence.clone(), &seal), basal_ipam::ledger::FenceAnswer::Taken);
+    assert!(ledger.fence.is_sealed() && ledger.fence.holds(&seal));
 }
 
 #[test]
@@ -131,6 +168,11 @@ fn batches_keep_to_the_limits_and_changes_stay_whole() {
         sizes
     };
     let mut narrow = rig.clone();
+    // As many bytes as there are is enough, and one less is not.
+    let batch = rig.clone().allocator.next_batch(LIMITS).unwrap();
+    let bytes = batch.swaps.iter().map(|swap| swap.new.text_bound()).sum();
+    assert_eq!(sizes(&mut rig.clone(), Limits { cells: 127, bytes }), [4]);
+    assert_eq!(sizes(&mut rig.clone(), Limits { cells: 127, bytes: bytes - 1 }).len(), 2);
     // a and b in one /24, c and d in the next, e in the last; the IPv6 cell with each.
     assert_eq!(sizes(&mut narrow, Limits { cells: 2, bytes: 1 << 20 }), [2, 2, 2]);
     assert_eq!(sizes(&mut narrow.clone(), LIMITS), [] as [usize; 0]);
@@ -157,6 +199,13 @@ fn an_answer_to_another_batch_changes_nothing() {
     rig.allocator.settle(first.id, &lost(), secs(0));
     assert_eq!(rig.allocator, before);
     assert!(rig.allocator.grant(&node("a"), &uid("a"), secs(0)).unwrap().confirmed);
+    // Nor does it once the next one is under way.
+    rig.grant("b").unwrap();
+    let second = rig.allocator.next_batch(LIMITS).unwrap();
+    rig.allocator.settle(first.id, &answer, secs(0));
+    assert_eq!(rig.held("b"), [] as [&str; 0]);
+    let answer = rig.commit(&second);
+    assert_eq!(rig.allocator.settle(second.id, &answer, secs(0)).confirmed, [node("b")].into());
 }
 
 #[test]
@@ -179,6 +228,30 @@ fn a_batch_that_breaks_the_rules_is_refused() {
             SwapAnswer::Refused(refusal) => assert_eq!(refusal.to_string(), why),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_guard_follows_what_its_own_term_writes() {
+    let mut rig = Rig::new(dual(&["10.0.0.0/16"], 24, &["fd00::/104"], 120));
+    rig.serve("a");
+    let mut guard = rig.allocator.guard(&node("a")).unwrap();
+    rig.grant("b").unwrap();
+    let batch = rig.allocator.next_batch(LIMITS).unwrap();
+    let SwapAnswer::Done(versions) = rig.commit(&batch) else { panic!("not written") };
+    assert!(!rig.ledger.allows(&guard));
+    guard.follow(&versions);
+    assert!(rig.ledger.allows(&guard));
+}
+
+#[test]
+fn an_operator_with_another_store_than_the_active_one_says_what_to_set() {
+    for (active, configured, set) in [
+        ("etcd", "custom-resources", "set kvstore to \"etcd\" in"),
+        ("custom-resources", "etcd", "set kvstore to \"\" (none) in"),
+    ] {
+        let told = LedgerError::NotActive { active, configured }.to_string();
+        assert!(told.contains(set), "{told}");
     }
 }
 
