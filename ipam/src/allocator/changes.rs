@@ -71,14 +71,14 @@ impl Change {
             self.edits.iter().filter(|edit| self.enters(edit)).map(|edit| edit.cell).collect();
         let Some(cell) = entered.first().or(cells.first()).copied() else { return Vec::new() };
         let more_to_come = entered.len() > 1;
+        // The blocks that enter in one cell are written together, so none of them is pending there already.
         let part = self.edits.iter().filter(|edit| edit.cell == cell);
-        part.filter_map(|edit| match (&edit.before, &edit.after) {
-            (_, Some(block)) if more_to_come && self.enters(edit) => {
+        part.map(|edit| match &edit.after {
+            Some(block) if more_to_come && self.enters(edit) => {
                 let pending = Block { state: BlockState::Pending, ..block.clone() };
-                Some(Edit { after: Some(pending), ..edit.clone() })
+                Edit { after: Some(pending), ..edit.clone() }
             }
-            (Some(before), _) if more_to_come && before.state == BlockState::Pending => None,
-            _ => Some(edit.clone()),
+            _ => edit.clone(),
         })
         .collect()
     }
