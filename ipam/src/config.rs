@@ -247,6 +247,8 @@ mod tests {
     #[test]
     fn each_fault_names_key_value_and_way_out() {
         let off = FamilySettings::default;
+        let nothing = PoolConfig::new(&PoolSettings { ipv4: off(), ipv6: off() }).unwrap_err();
+        assert_eq!(nothing.reason(), "NoFamilyEnabled");
         for (ipv4, ipv6, text) in [
             (off(), off(), "enable-ipv4 and enable-ipv6 are both false; enable at least one"),
             (

@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn uids_are_short_and_printable() {
-        assert!(NodeUid::new("6b1c0e4e-7f2c-4d39-9c2e-0e2f3d4c5b6a").is_ok());
+        let good = "6b1c0e4e-7f2c-4d39-9c2e-0e2f3d4c5b6a";
+        assert_eq!(NodeUid::new(good).unwrap().as_str(), good);
         for bad in ["", "a b", "a\n", &"a".repeat(129)] {
             assert_eq!(NodeUid::new(bad), Err(NameError::Uid(bad.into())));
         }

@@ -323,6 +323,8 @@ mod tests {
         );
         let error = "10.0.1.7/24".parse::<PodCidr>().unwrap_err();
         assert_eq!(error.to_string(), "\"10.0.1.7/24\" has bits set behind its prefix; did you mean 10.0.1.0/24?");
+        let error = serde_json::from_str::<PodCidr>("8").unwrap_err().to_string();
+        assert!(error.contains("expected a CIDR"), "{error}");
     }
 
     #[test]

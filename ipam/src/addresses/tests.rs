@@ -36,6 +36,8 @@ fn router_health_and_pods_get_the_next_address_of_each_family() {
         assert_eq!(texts(&node.allocate(&owner, &BOTH, &[], secs(0)).unwrap()), given);
     }
     assert_eq!(node.all().count(), 6);
+    let owners: Vec<&str> = node.all().map(|(_, owner)| owner.as_str()).collect();
+    assert_eq!(owners[..3], ["router", "health", "default/web"]);
 }
 
 #[test]
@@ -99,6 +101,14 @@ fn a_released_address_rests_and_comes_last() {
 }
 
 #[test]
+fn the_address_that_was_given_last_comes_last() {
+    let mut node = addresses(&["10.0.0.0/29"]);
+    node.allocate(&Owner::new("a"), &[Family::V4], &[], secs(0)).unwrap();
+    node.release(&Owner::new("a"), secs(0));
+    assert_eq!(texts(&node.allocate(&Owner::new("b"), &[Family::V4], &[], secs(30)).unwrap()), ["10.0.0.2"]);
+}
+
+#[test]
 fn both_families_or_none() {
     let mut node = addresses(&["10.0.0.0/24"]);
     let refusal = node.allocate(&Owner::router(), &BOTH, &[], secs(0)).unwrap_err();
@@ -126,7 +136,9 @@ fn a_requested_address_is_given_or_refused_with_the_reason() {
         (&b, "fd00::ff", "requested address fd00::ff is the first or last one of fd00::/120 and serves nobody"),
         (&a, "10.0.0.78", "a has 10.0.0.77 already and asks for 10.0.0.78"),
     ] {
-        assert_eq!(node.allocate(owner, &BOTH, &[ip(wanted)], secs(0)).unwrap_err().to_string(), text);
+        let refusal = node.allocate(owner, &BOTH, &[ip(wanted)], secs(0)).unwrap_err();
+        assert_eq!(refusal.to_string(), text);
+        assert_eq!(refusal.is_temporary(), text.contains("is in use"));
     }
     assert_eq!(node.of(&b).count(), 0);
     for wanted in [vec![ip("10.0.0.5"), ip("10.0.0.6")], vec![ip("fd00::5")]] {

@@ -266,6 +266,8 @@ proptest! {
     }
 }
 
+const EMPTY: Cluster = Cluster { nodes: vec![], claims: vec![], specs: vec![], records: vec![], ips: vec![] };
+
 fn one_node() -> Facts {
     let cluster = Cluster {
         nodes: vec![1],
@@ -432,6 +434,9 @@ fn without_records_the_status_of_a_cilium_node_stands_for_them() {
     };
     facts.cilium_nodes.insert("n1".into(), Ok(confirmed("10.0.0.0/26")));
     assert_eq!(check(&facts), []);
+    let mut unreadable = facts.clone();
+    unreadable.cilium_nodes.insert("n1".into(), Err("torn".into()));
+    assert_eq!(whats(&check(&unreadable), "NotServed"), BTreeSet::new(), "nobody knows what it confirms");
     facts.cilium_nodes.insert("n2".into(), Ok(confirmed("10.0.0.0/27")));
     let found = check(&facts);
     let duplicate = with(&found, "TwoOwners").next().unwrap();
@@ -448,4 +453,27 @@ fn only_what_two_looks_find_stands() {
     let error = "passing".to_owned();
     facts.cilium_nodes.insert("n2".into(), Ok(CiliumNodeFact { error, ..CiliumNodeFact::default() }));
     assert_eq!(standing(&first, check(&facts)).len(), 1, "the words may change, the fault is the same");
+    // A fault of the same kind, of somebody else.
+    facts.nodes.remove("n2");
+    facts.nodes.insert("n3".into(), Ok(NodeFact::default()));
+    assert_eq!(standing(&first, check(&facts)), []);
+}
+
+#[test]
+fn a_claim_outside_the_pool_stays_its_nodes_or_goes_with_its_quarantine() {
+    for (state, advice) in [(BlockState::Orphaned, "the node keeps it"), (BlockState::Quarantined, "nothing: ")] {
+        let cluster = Cluster { claims: vec![(1, block(0, 26), state)], ..EMPTY };
+        let mut facts = facts(&cluster);
+        facts.pool = ipv4(&["10.9.0.0/24"], 26);
+        let found = check(&facts);
+        let told = with(&found, "OutsidePool").next().unwrap();
+        assert!(told.advice.starts_with(advice), "{}", told.advice);
+    }
+}
+
+#[test]
+fn a_kind_has_one_word_in_tables_and_json() {
+    for kind in [Kind::Duplicate, Kind::Quarantine, Kind::Orphan, Kind::Leak, Kind::Unserved, Kind::Unreadable] {
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+    }
 }
