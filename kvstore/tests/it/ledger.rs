@@ -172,8 +172,10 @@ async fn a_claim_is_followed_and_its_neighbours_are_not() {
     let keys = LedgerKeys::new("default");
     let mut contents = cell("10.0.0.0/8", 24, "10.0.0.0/16", "10.0.3.0/24");
     let key = keys.cell(id("10.0.0.0/16"));
-    put(&model, &key, &text(&contents)).await;
     let block = cidr("10.0.3.0/24");
+    // What it was before it was read is no news.
+    put(&model, &key, &text(&contents.emptied())).await;
+    put(&model, &key, &text(&contents)).await;
     let seen = read_claim(&kv, &keys, block).await.unwrap();
     let mut claims = watch_claim(&kv, &keys, block, &seen);
     contents.set(cidr("10.0.4.0/24"), granted("b")).unwrap();

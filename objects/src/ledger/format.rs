@@ -269,6 +269,11 @@ mod tests {
         assert_eq!(cell_id("default", &object), Some(Ok(id())));
         assert_eq!(cell_id("other", &object), None);
         assert_eq!(cell(id(), &object), Ok(full()));
+        assert_eq!(read_cell("default", &object), Some(Ok(full())));
+        let mut stored = object.clone();
+        stored.0["metadata"]["resourceVersion"] = json!("7");
+        let expected = (id(), StoredCell { version: Version(7), cell: Ok(full()) });
+        assert_eq!(stored_cell("default", &stored), Some(expected));
         assert_eq!(object.0["spec"]["blocks"][2].get("uid"), None);
         assert_eq!(changed_cell(&term, &full())["spec"]["blocks"], object.0["spec"]["blocks"]);
         assert_eq!(lost_cell(id()).unwrap().mask(), 24);

@@ -76,6 +76,24 @@ async fn an_etcd_that_was_put_back_and_has_caught_up_ends_the_term() {
     assert_eq!(ledger.load().await.unwrap().cells[&id()].cell, Ok(cell(1)));
 }
 
+/// As after `etcdutl snapshot restore`, with all that was written in it.
+#[tokio::test]
+async fn an_etcd_with_another_cluster_id_ends_the_term() {
+    let server = ModelKv::new(1);
+    let (ledger, _) = begun(&server).await;
+    server.restore(&server.snapshot(), 2);
+    assert_eq!(replaced(&ledger).await, "its cluster id was 1 and is 2");
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_put_back_before_the_fence_is_taken_is_noticed() {
+    let server = ModelKv::new(1);
+    let (ledger, _) = begun(&server).await;
+    ledger.begin().await.unwrap();
+    server.roll_back(1, false);
+    assert!(matches!(ledger.read_fence().await, Err(LedgerError::StoreReplaced(_))));
+}
+
 #[tokio::test]
 async fn a_cell_that_somebody_deletes_ends_the_term() {
     let server = ModelKv::new(1);

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use basal_crds::resources::{LEDGER_FINALIZER, LedgerStore};
 use basal_ipam::{
     cell::{Block, BlockState, Cell, CellId, Version},
-    ledger::{CellSwap, FenceAnswer, Ledger, LedgerError, SwapAnswer},
+    ledger::{CellSwap, FenceAnswer, Ledger, LedgerChange, LedgerError, SwapAnswer},
     names::{NodeName, TermId},
     prefix::PodCidr,
 };
 use basal_objects::{
-    ledger::{ObjectLedger, Standing, activate, asked, forget_left, switch},
+    ledger::{ObjectLedger, Standing, activate, asked, forget_left, standing, switch},
     object::{
         Object, ObjectKey, Resource,
         resources::{LEDGER, POD_CIDR_CELL},
@@ -21,7 +21,7 @@ use basal_objects::{
 };
 use basal_runtime::{env::SeededEnv, outcome::Outcome};
 use basal_sim::objects::ModelObjects;
-use futures::{future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use serde_json::{Value, json};
 
 const CELL: &str = "default-10-0-0-0-16";
@@ -97,21 +97,63 @@ async fn force_delete(server: &ModelObjects, resource: Resource, name: &str) {
     delete(server, resource, name).await;
 }
 
-/// An API server at which something happens right after the first list of cells.
+type Hook = BoxFuture<'static, ()>;
+
+/// An API server at which something happens right after a call.
 struct Hooked {
     server: ModelObjects,
-    hook: Mutex<Option<BoxFuture<'static, ()>>>,
+    after_list: Mutex<Option<Hook>>,
+    /// After so many more gets.
+    after_get: Mutex<Option<(usize, Hook)>>,
+    /// What a get answers instead.
+    shown: Mutex<Option<Object>>,
+}
+
+impl Hooked {
+    fn new(server: &ModelObjects) -> Arc<Self> {
+        let (after_list, after_get, shown) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { server: server.clone(), after_list, after_get, shown })
+    }
+
+    /// The ledger of an operator that sees this server.
+    fn ledger(self: &Arc<Self>) -> ObjectLedger {
+        ObjectLedger::new(Arc::<Self>::clone(self), "default")
+    }
+
+    fn after_list(&self, hook: impl Future<Output = ()> + Send + 'static) {
+        *self.after_list.lock().unwrap() = Some(Box::pin(hook));
+    }
+
+    fn after_get(&self, gets: usize, hook: impl Future<Output = ()> + Send + 'static) {
+        *self.after_get.lock().unwrap() = Some((gets, Box::pin(hook)));
+    }
+
+    /// The hook, when this was the get that it waits for.
+    fn got(&self) -> Option<Hook> {
+        let mut waits = self.after_get.lock().unwrap();
+        let (left, hook) = waits.take()?;
+        if left == 1 {
+            return Some(hook);
+        }
+        *waits = Some((left - 1, hook));
+        None
+    }
 }
 
 #[async_trait]
 impl Objects for Hooked {
     async fn get(&self, resource: Resource, key: &ObjectKey) -> Result<Option<Object>, ReadError> {
-        self.server.get(resource, key).await
+        let shown = self.shown.lock().unwrap().clone();
+        let answer = if shown.is_some() { Ok(shown) } else { self.server.get(resource, key).await };
+        if let Some(hook) = self.got() {
+            hook.await;
+        }
+        answer
     }
 
     async fn list_page(&self, resource: Resource, scope: &Scope, start: &Start) -> Result<Page, ReadError> {
         let page = self.server.list_page(resource, scope, start).await;
-        let hook = self.hook.lock().unwrap().take();
+        let hook = self.after_list.lock().unwrap().take();
         if let Some(hook) = hook {
             hook.await;
         }
@@ -166,8 +208,9 @@ async fn what_a_former_leader_writes_between_fence_and_stamp_is_honoured() {
             assert!(patch(&server, POD_CIDR_CELL, &prepared, body).await.is_done());
         }
     };
-    let hooked = Hooked { server: server.clone(), hook: Mutex::new(Some(Box::pin(hook))) };
-    let later = ObjectLedger::new(Arc::new(hooked), "default");
+    let hooked = Hooked::new(&server);
+    hooked.after_list(hook);
+    let later = hooked.ledger();
     let successor = begin(&later, 2).await;
     let cell = get(&server, POD_CIDR_CELL, CELL).await;
     assert_eq!((&cell.0["spec"]["term"], &cell.0["spec"]["blocks"]), (&json!(successor.as_str()), &json!([block])));
@@ -188,8 +231,9 @@ async fn a_later_leader_that_comes_between_keeps_its_fence() {
             begin(&ledger(&server), 3).await;
         }
     };
-    let hooked = Hooked { server: server.clone(), hook: Mutex::new(Some(Box::pin(hook))) };
-    let second = ObjectLedger::new(Arc::new(hooked), "default");
+    let hooked = Hooked::new(&server);
+    hooked.after_list(hook);
+    let second = hooked.ledger();
     let seen = second.begin().await.unwrap();
     assert_eq!(second.take_fence(&seen, &TermId::from_random(2, 0)).await, FenceAnswer::Lost);
     let third = TermId::from_random(3, 0);
@@ -263,6 +307,106 @@ async fn a_ledger_that_was_deleted_ends_the_term_and_comes_back_with_its_cells()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_conflict_by_the_stamp_of_a_successor_ends_the_term() {
+    let server = server();
+    let hooked = Hooked::new(&server);
+    let former = hooked.ledger();
+    let term = begin(&former, 1).await;
+    let version = write(&former, &term, Version::ABSENT, first()).await;
+    // Between its look at the fence and its write.
+    hooked.after_get(1, {
+        let server = server.clone();
+        async move {
+            begin(&ledger(&server), 2).await;
+        }
+    });
+    assert_eq!(swap(&former, &term, version, first()).await, SwapAnswer::FenceLost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_is_on_the_list_before_it_is_made_whoever_changes_the_ledger_meanwhile() {
+    let server = server();
+    let hooked = Hooked::new(&server);
+    let ledger = hooked.ledger();
+    let term = begin(&ledger, 1).await;
+    // The look at the fence, and then the one at the list, which is written next.
+    hooked.after_get(2, {
+        let server = server.clone();
+        async move {
+            let seen = get(&server, LEDGER, "default").await;
+            let body = json!({ "metadata": { "annotations": { "theirs": "1" } } });
+            assert!(patch(&server, LEDGER, &seen, body).await.is_done());
+        }
+    });
+    write(&ledger, &term, Version::ABSENT, first()).await;
+    assert_eq!(get(&server, LEDGER, "default").await.0["spec"]["cells"], json!(["10.0.0.0/16"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_older_than_it_was_ends_the_term() {
+    let server = server();
+    let hooked = Hooked::new(&server);
+    let ledger = hooked.ledger();
+    let term = begin(&ledger, 1).await;
+    let old = get(&server, LEDGER, "default").await;
+    write(&ledger, &term, Version::ABSENT, first()).await;
+    *hooked.shown.lock().unwrap() = Some(old);
+    let error = ledger.read_fence().await.unwrap_err().to_string();
+    assert!(error.contains("the resourceVersion of the Ledger was"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_a_ledger_before_its_fence_is_taken_is_noticed() {
+    let server = server();
+    let ledger = ledger(&server);
+    let term = begin(&ledger, 1).await;
+    let seen = ledger.begin().await.unwrap();
+    let object = get(&server, LEDGER, "default").await;
+    assert!(patch(&server, LEDGER, &object, json!({ "spec": { "store": "etcd" } })).await.is_done());
+    let answer = ledger.take_fence(&seen, &TermId::from_random(2, 0)).await;
+    assert!(matches!(answer, FenceAnswer::Refused(_)), "{answer:?}");
+    let object = get(&server, LEDGER, "default").await;
+    assert_eq!(object.0["spec"]["term"], term.as_str());
+    assert!(patch(&server, LEDGER, &object, json!({ "spec": { "store": "custom-resources" } })).await.is_done());
+    ledger.begin().await.unwrap();
+    force_delete(&server, LEDGER, "default").await;
+    assert!(matches!(ledger.read_fence().await, Err(LedgerError::StoreReplaced(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_tells_that_the_ledger_is_not_the_one_of_its_load() {
+    for unseen in [false, true] {
+        let server = server();
+        let ours = ledger(&server);
+        begin(&ours, 1).await;
+        let mut watch = ours.watch(ours.load().await.unwrap().mark);
+        assert!(watch.next().now_or_never().is_none());
+        force_delete(&server, LEDGER, "default").await;
+        if unseen {
+            begin(&ledger(&server), 2).await;
+            server.cut_watches();
+        }
+        let told = watch.next().await;
+        assert!(matches!(told, Some(Err(LedgerError::StoreReplaced(_)))), "{told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_after_a_gap_tells_of_the_cell_that_went_and_of_no_other() {
+    let server = server();
+    let ledger = ledger(&server);
+    let term = begin(&ledger, 1).await;
+    write(&ledger, &term, Version::ABSENT, first()).await;
+    write(&ledger, &term, Version::ABSENT, cell("10.1.0.0/16", "10.1.0.0/24", "b")).await;
+    let mut watch = ledger.watch(ledger.load().await.unwrap().mark);
+    assert!(watch.next().now_or_never().is_none());
+    force_delete(&server, POD_CIDR_CELL, CELL).await;
+    server.cut_watches();
+    assert_eq!(watch.next().await, Some(Ok(LedgerChange::CellGone(id("10.0.0.0/16")))));
+    assert!(watch.next().now_or_never().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stamp_brings_a_finalizer_back() {
     let server = server();
     let ledger = ledger(&server);
@@ -303,8 +447,15 @@ async fn objects_of_other_clusters_and_strays_are_no_cells() {
 
 #[tokio::test(start_paused = true)]
 async fn only_the_active_store_grants() {
+    // Where the kinds are not defined nobody can have chosen custom resources, and nothing can be kept in them.
+    let bare = ModelObjects::new(Arc::new(SeededEnv::new(1)));
+    activate(&bare, "default", LedgerStore::Etcd).await.unwrap();
+    assert!(activate(&bare, "default", LedgerStore::CustomResources).await.is_err());
     let server = server();
+    assert_eq!(standing(None), Ok(None));
     activate(&server, "default", LedgerStore::Etcd).await.unwrap();
+    let chosen = Standing { store: LedgerStore::Etcd, move_to: None, leaving: None };
+    assert_eq!(standing(Some(&get(&server, LEDGER, "default").await)), Ok(Some(chosen)));
     activate(&server, "default", LedgerStore::Etcd).await.unwrap();
     let ledger = ledger(&server);
     let error = ledger.begin().await.unwrap_err();
@@ -326,6 +477,10 @@ async fn only_the_active_store_grants() {
 #[tokio::test(start_paused = true)]
 async fn a_ledger_is_filled_only_while_the_claims_are_to_be_moved_into_it() {
     let server = server();
+    let filled = ObjectLedger::filled(Arc::new(server.clone()), "default");
+    let answer = filled.take_fence(&filled.begin().await.unwrap(), &TermId::from_random(1, 0)).await;
+    assert!(matches!(answer, FenceAnswer::StoreReplaced(_)), "nobody asks for it: {answer:?}");
+    assert_eq!(server.all(&LEDGER), []);
     activate(&server, "default", LedgerStore::Etcd).await.unwrap();
     let filled = ObjectLedger::filled(Arc::new(server.clone()), "default");
     assert!(matches!(filled.begin().await, Err(LedgerError::NotActive { .. })));
