@@ -44,6 +44,7 @@ mtu: {{ . | quote }}
 enable-ipv4-masquerade: {{ .Values.enableIPv4Masquerade | quote }}
 enable-ipv6-masquerade: {{ .Values.enableIPv6Masquerade | quote }}
 enable-host-legacy-routing: {{ .Values.bpf.hostLegacyRouting | quote }}
+enable-tcx: {{ .Values.bpf.enableTCX | quote }}
 enable-bpf-masquerade: {{ .Values.bpf.masquerade | quote }}
 {{- with .Values.bpf.ctTcpMax }}
 bpf-ct-global-tcp-max: {{ . | int | quote }}

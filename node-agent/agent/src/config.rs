@@ -121,6 +121,13 @@ pub struct DatapathFlags {
     #[arg(long, default_value_t = true)]
     pub enable_host_legacy_routing: bool,
 
+    /// Attach programs by tcx links where the kernel has them (6.6 and later), else by filters of clsact
+    ///
+    /// `false` starts and removes many pods at once more quickly: the kernel waits for every CPU each time that it changes
+    /// a tcx link
+    #[arg(long, default_value_t = true)]
+    pub enable_tcx: bool,
+
     /// Masquerading
     #[command(flatten)]
     pub masquerade: MasqueradeFlags,

@@ -64,6 +64,7 @@ pub async fn main() -> anyhow::Result<()> {
     let paths = Paths {
         bpffs: config.datapath.bpf_root.clone(),
         sysctl: config.datapath.procfs.join("sys"),
+        tcx: config.datapath.enable_tcx,
         ..Paths::default()
     };
     let missing: Vec<String> = probe::probe(&paths).iter().map(ToString::to_string).collect();
