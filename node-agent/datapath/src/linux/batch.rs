@@ -29,6 +29,13 @@ struct LookupBatch {
 /// `BPF_MAP_LOOKUP_BATCH` (linux/bpf.h).
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
+/// True for the error of a kernel that does not read such a map in this way.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    /// `ENOTSUPP` (linux/errno.h), which the kernel should keep to itself.
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EINVAL))
+}
+
 /// Hands each row to `visit`, until that fails. One that is there from beginning to end is seen once; one that comes or goes meanwhile may or
 /// may not be.
 pub(super) fn each<E: From<io::Error>>(

@@ -17,7 +17,7 @@ use basal_maps::{
 };
 use zerocopy::FromBytes as _;
 
-use super::fault::Fault;
+use super::{batch, fault::Fault};
 use crate::{
     kernel::ReadError,
     rows::{MapId, Row},
@@ -42,6 +42,24 @@ impl PinnedMaps {
     /// # Errors
     /// When the map cannot be read.
     pub fn rows(&self, map: MapId) -> io::Result<Option<BTreeMap<Vec<u8>, Vec<u8>>>> {
+        let spec = map.spec();
+        let Some(data) = self.open(spec)? else { return Ok(None) };
+        let mut rows = BTreeMap::new();
+        let read = batch::each(&data, spec.key_size as usize, spec.value_size as usize, |key, value| {
+            rows.insert(key.to_vec(), value.to_vec());
+            Ok(())
+        });
+        match read {
+            Err(error) if batch::is_unsupported(&error) => self.rows_one_by_one(map),
+            read => read.map(|()| Some(rows)),
+        }
+    }
+
+    /// The same with two system calls for each row, for kernels that do not read tries otherwise.
+    ///
+    /// # Errors
+    /// As [`PinnedMaps::rows`].
+    pub fn rows_one_by_one(&self, map: MapId) -> io::Result<Option<BTreeMap<Vec<u8>, Vec<u8>>>> {
         let Some(data) = self.open(map.spec())? else { return Ok(None) };
         let rows = match map {
             MapId::Endpoints => hash_rows::<20, 48>(data),

@@ -1,16 +1,43 @@
 //! Desired state becomes observed state, and stays it.
 
+use std::net::IpAddr;
+
 use basal_datapath::{
     kernel::{Kernel as _, KernelEvent, OpError},
+    linux::maps::PinnedMaps,
     names::{IfName, REMOVAL_GROUP},
     op::Op,
-    rows,
+    plan::Peer,
+    rows::{self, MapId},
     state::{LinkKind, NodeState, RouteKey},
 };
 use basal_runtime::outcome::Outcome;
 use futures::StreamExt as _;
 
-use crate::harness::{node, remote, sandbox};
+use crate::harness::{masquerading, node, remote, sandbox};
+
+#[test]
+fn a_map_reads_alike_in_batches_and_row_by_row() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        // More than one batch, and one of the largest keys.
+        for number in 0..5000_u32 {
+            let [_, a, b, c] = number.to_be_bytes();
+            let identity = 256 + number;
+            let peer = Peer { identity, tunnel_endpoint: Some([192, 168, 77, 2].into()) };
+            node.plan.peers.insert(IpAddr::from([10, 1 + a, b, c]).into(), peer);
+            node.plan.peers.insert(IpAddr::from([0xfd00, 9, 0, 0, 0, 0, u16::from(b), u16::from(c)]).into(), peer);
+        }
+        node.plan.bpf_masquerade = masquerading(&[]);
+        node.converge();
+        let maps = PinnedMaps::new(node.paths.maps());
+        for map in MapId::ALL {
+            let rows = maps.rows(map).unwrap().unwrap();
+            assert_eq!(Some(&rows), maps.rows_one_by_one(map).unwrap().as_ref(), "{map:?}");
+            assert!(map != MapId::Ipcache || rows.len() > 10_000);
+        }
+    });
+}
 
 #[test]
 fn a_node_converges_in_two_rounds_and_every_op_is_idempotent() {
