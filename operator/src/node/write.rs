@@ -124,3 +124,63 @@ pub(super) fn done<T>(what: &'static str, outcome: Outcome<T, Refusal>) -> Resul
         Outcome::Unknown(why) => Err(NodeError::WriteUnknown { what, why }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use basal_crds::names::{Cluster, ClusterId, ClusterName};
+    use basal_sim::world::{Options, World, simulate};
+
+    use super::*;
+
+    /// Applies what was planned for a CiliumNode that somebody has changed since.
+    async fn apply_late(world: &World, action: impl Fn(&Object) -> Action) -> Result<(), NodeError> {
+        let user = world.user();
+        let cluster = Cluster::new(ClusterName::new("default").unwrap(), ClusterId::new(0)).unwrap();
+        let ports = Ports::without_etcd(user.env, Arc::clone(&user.objects), cluster);
+        let name = NodeName::new("n1").unwrap();
+        let node = Object(json!({
+            "apiVersion": resources::CILIUM_NODE.api_version(),
+            "kind": resources::CILIUM_NODE.kind,
+            "metadata": {"name": name.as_str()},
+            "spec": {},
+        }));
+        let Outcome::Done(seen) = user.objects.create(resources::CILIUM_NODE, node).await else { panic!("no node") };
+        let (uid, resource_version) = (seen.uid().to_owned(), seen.resource_version().to_owned());
+        let body = json!({"metadata": {"labels": {"changed": "since"}}});
+        let change = MergePatch { resource_version, uid, subresource: None, body };
+        let changed = user.objects.patch(resources::CILIUM_NODE, &ObjectKey::cluster(name.as_str()), change).await;
+        assert!(matches!(changed, Outcome::Done(_)), "{changed:?}");
+        act(&ports, &name, action(&seen), &mut Written::default()).await
+    }
+
+    #[test]
+    fn a_cilium_node_is_written_as_it_was_seen_or_not_at_all() {
+        let write: fn(&Object) -> Action = |seen| Action::WritePodCidrs {
+            uid: seen.uid().to_owned(),
+            resource_version: seen.resource_version().to_owned(),
+            pod_cidrs: vec!["10.0.0.0/24".parse().unwrap()],
+        };
+        let confirm: fn(&Object) -> Action = |seen| Action::ConfirmBlocks {
+            uid: seen.uid().to_owned(),
+            resource_version: seen.resource_version().to_owned(),
+            confirmed: BTreeMap::from([("10.0.0.0/24".to_owned(), None)]),
+        };
+        let delete: fn(&Object) -> Action = |seen| Action::DeleteCiliumNode {
+            uid: seen.uid().to_owned(),
+            resource_version: seen.resource_version().to_owned(),
+        };
+        for action in [write, confirm, delete] {
+            let late = simulate(Options::seeded(1), async |world| {
+                world.objects().define(&resources::CILIUM_NODE, true).unwrap();
+                apply_late(&world, action).await
+            });
+            let refused = late.unwrap();
+            assert!(
+                matches!(refused, Err(NodeError::Write { refusal: Refusal::Conflict(_), .. })),
+                "what another has written since is lost: {refused:?}"
+            );
+        }
+    }
+}
