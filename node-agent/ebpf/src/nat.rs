@@ -11,8 +11,9 @@
 //! pods' packets may get holds that port in the same way.
 //!
 //! Each flow has a row of connection tracking for as long as packets come by; without it, user space takes the rows of
-//! NAT away. Rows may vanish on their own, since the maps drop the oldest when they are full: each packet puts back what
-//! its flow lacks.
+//! NAT away, and before that, a flow that finds no port free takes them over. Rows may vanish on their own, since the maps
+//! drop the oldest when they are full: a packet puts back what its flow lacks. What cannot be put back is a port that was
+//! not the flow's own, where the row of what leaves is lost and the pod is the next to send.
 
 use basal_maps::{
     addr::{FAMILY_IPV4, FAMILY_IPV6, NetIp},
@@ -29,13 +30,17 @@ use zerocopy::big_endian::U16;
 
 use crate::{
     decide,
-    parse::{Packet, protocol},
+    parse::{Packet, is_link_local, protocol},
 };
 
 /// How many ports are tried for a flow (Cilium's number).
 const PORTS_TRIED: u32 = 32;
+/// How many ports are looked at for one whose connection is over, when none of those was free.
+const PORTS_TAKEN_OVER: u32 = 4;
 /// Ports that masqueraded packets may leave with.
 const PORTS: u32 = u16::MAX as u32 + 1 - MIN_PORT as u32;
+// A port with this bit is in the range, and one behind the last becomes the first.
+const _: () = assert!(MIN_PORT == 0x8000);
 
 /// The maps of one family's flows.
 pub trait Flows {
@@ -51,14 +56,27 @@ pub trait Flows {
     fn put(&self, key: &Self::Key, to: End, own: bool) -> bool;
     /// Takes a row of NAT away.
     fn release(&self, key: &Self::Key);
-    /// True when the connection is tracked.
-    fn is_tracked(&self, key: &Self::Key) -> bool;
+    /// True for a row of NAT that was not just made: by now its connection is tracked, unless it is over.
+    fn is_settled(&self, key: &Self::Key) -> bool;
+    /// What connection tracking knows of a connection.
+    fn connection(&self, key: &Self::Key) -> Connection;
     /// Notes a packet of a connection; one that is not tracked is from now on, as far as the map takes it.
     fn track(&self, key: &Self::Key, way: Way, seen: Seen);
     /// A random number.
     fn random(&self) -> u32;
     /// True for addresses that pods' packets go to as they are.
     fn is_exempt(&self, ip: NetIp) -> bool;
+}
+
+/// What connection tracking knows of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Connection {
+    /// Nothing: it never was, or its row was dropped.
+    Unknown,
+    /// Its time is not over.
+    Live,
+    /// Its time is over.
+    Over,
 }
 
 /// A flow as the packet at hand shows it.
@@ -145,7 +163,7 @@ impl Kind {
         let (first, second, id) = (U16::from_bytes([s0, s1]), U16::from_bytes([d0, d1]), U16::from_bytes([i0, i1]));
         match self {
             Self::Ported => (first, second),
-            Self::Fixed if protocol == protocol::SCTP => (first, second),
+            Self::Fixed if matches!(protocol, protocol::SCTP | protocol::UDP_LITE | protocol::DCCP) => (first, second),
             Self::Request => (id, U16::ZERO),
             Self::Reply => (U16::ZERO, id),
             Self::Fixed | Self::Error | Self::Other => (U16::ZERO, U16::ZERO),
@@ -186,7 +204,8 @@ pub fn leaving<F: Flows>(
     sent: Traced<'_>,
 ) -> Leaving {
     let Traced { packet, flow, kind, seen } = sent;
-    if packet.stays_on_link() {
+    // IPv4's link-local addresses are those of clouds' own servers, behind the node's device.
+    if packet.is_for_a_group() || packet.family == FAMILY_IPV6 && is_link_local(&packet.destination, packet.family) {
         return Leaving::AsIs;
     }
     let own = packet.source == by;
@@ -213,7 +232,7 @@ pub fn leaving<F: Flows>(
     } else {
         // What answers somebody outside keeps the address that was asked.
         let asked: F::Key = flow.turned().tracked(DIR_IN);
-        if flows.is_tracked(&asked) {
+        if flows.connection(&asked) == Connection::Live {
             flows.track(&asked, Way::Back, seen);
             return Leaving::AsIs;
         }
@@ -280,6 +299,11 @@ fn source_of<F: Flows>(flows: &F, flow: &Flow, by: NetIp, kind: Kind, own: bool)
         return Some(found);
     }
 
+    if own && kind == Kind::Fixed {
+        // Without another port to go to, the node goes first.
+        let source = End { ip: by, port: flow.source.port };
+        return (flows.put(&back(source.port), source, own) && flows.put(&forth, source, own)).then_some(source);
+    }
     let changeable = matches!(kind, Kind::Ported | Kind::Request);
     let first = flow.source.port;
     let in_range = kind != Kind::Ported || first.get() >= MIN_PORT;
@@ -301,7 +325,27 @@ fn source_of<F: Flows>(flows: &F, flow: &Flow, by: NetIp, kind: Kind, own: bool)
         port = if tried == 0 { random_port(flows) } else { next_port(port) };
         tried += 1;
     }
+    let mut tried = 0;
+    while tried < PORTS_TAKEN_OVER {
+        let (port, key) = {
+            let port = random_port(flows);
+            (port, back(port))
+        };
+        if is_free_again(flows, flow, &key) {
+            let source = End { ip: by, port };
+            return (flows.put(&key, flow.source, own) && flows.put(&forth, source, own)).then_some(source);
+        }
+        tried += 1;
+    }
     None
+}
+
+/// True for a way back whose connection is over.
+#[inline(always)]
+fn is_free_again<F: Flows>(flows: &F, flow: &Flow, back: &F::Key) -> bool {
+    let Some(holder) = flows.translation(back) else { return true };
+    let of_holder = Flow { source: holder, ..*flow };
+    flows.is_settled(back) && flows.connection(&of_holder.tracked(DIR_OUT)) != Connection::Live
 }
 
 /// True when the answers of a flow come back to `source`, from now on if nobody else has them.
@@ -336,6 +380,10 @@ pub fn arriving<F: Flows>(flows: &F, tables: &impl decide::Tables, received: Tra
     };
     if may_be_ours && let Some(to) = flows.translation(&flow.key(DIR_IN)) {
         let forth = Flow { source: to, destination: flow.source, protocol: flow.protocol };
+        if flows.connection(&forth.tracked(DIR_OUT)) == Connection::Over {
+            // By now the address may be another pod's.
+            return None;
+        }
         let key: F::Key = forth.key(DIR_OUT);
         if flows.translation(&key).is_none() {
             // Without this row the flow's next packet would leave with another port.
@@ -349,7 +397,7 @@ pub fn arriving<F: Flows>(flows: &F, tables: &impl decide::Tables, received: Tra
         && let Some(pod) = tables.endpoint(&EndpointKey::new(packet.destination, packet.family))
         && !pod.is_host()
         && !flows.is_exempt(packet.source)
-        && !flows.is_tracked(&flow.turned().tracked(DIR_OUT))
+        && flows.connection(&flow.turned().tracked(DIR_OUT)) != Connection::Live
     {
         flows.track(&flow.tracked(DIR_IN), Way::Forth, seen);
     }
@@ -360,9 +408,18 @@ pub fn arriving<F: Flows>(flows: &F, tables: &impl decide::Tables, received: Tra
 /// by a device that masquerades as `by`: the source of the packets that the quoted one answers. `None` when the error goes
 /// as it is.
 #[inline(always)]
-pub fn leaving_error<F: Flows>(flows: &F, by: NetIp, packet: &Packet, quoted: &Flow) -> Option<End> {
-    // A pod tells of its own flows only; the node, of those that it forwards.
-    if quoted.destination.ip != packet.source && packet.source != by {
+pub fn leaving_error<F: Flows>(
+    flows: &F,
+    tables: &impl decide::Tables,
+    by: NetIp,
+    packet: &Packet,
+    quoted: &Flow,
+) -> Option<End> {
+    // A pod tells of its own flows only; the node, by whichever address, of those that it forwards.
+    if quoted.destination.ip != packet.source
+        && let Some(sender) = tables.endpoint(&EndpointKey::new(packet.source, packet.family))
+        && !sender.is_host()
+    {
         return None;
     }
     let to = flows.translation(&quoted.turned().key(DIR_OUT))?;

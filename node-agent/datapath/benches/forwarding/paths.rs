@@ -129,7 +129,8 @@ pub(crate) fn masquerading() -> Vec<Packet> {
     let [leaves, arrives] = [Symbol::ToNetdev, Symbol::FromNetdev].map(|symbol| Of { symbol, mark: 0 });
     let ported = |source, destination, ports: [u8; 4]| ipv4(source, destination, TCP, &[&ports[..], &[0; 16]].concat());
     let (sent, received) = ([0x9c, 0x40, 0, 80], [0, 80, 0x9c, 0x40]);
-    let uncounted = (OK, None);
+    // On to the next program (`TCX_NEXT`, linux/bpf.h).
+    let uncounted = (u32::MAX, None);
     vec![
         leaves.packet("TCP of a pod to the outside", ported(POD, OUTSIDE, sent), uncounted, Again::Changed),
         arrives.packet("TCP back to a pod", ported(OUTSIDE, NODE, received), uncounted, Again::Changed),

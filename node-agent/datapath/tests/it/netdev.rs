@@ -6,7 +6,7 @@ use basal_datapath::state::Symbol;
 use basal_maps::mark;
 
 use crate::{
-    bench::{Bench, EGRESS, HOST, ICMP, ICMPV6, OK, Outcome, SHOT, TCP, UDP, checksum, ethernet, ipv4, ipv6},
+    bench::{Bench, EGRESS, HOST, ICMP, ICMPV6, Outcome, SHOT, TCP, UDP, checksum, ethernet, ipv4, ipv6},
     harness::sandbox,
 };
 
@@ -72,8 +72,11 @@ const REPLY: [[u8; 2]; 2] = [[0, 0], [129, 0]];
 const TIME_EXCEEDED: [[u8; 2]; 2] = [[11, 0], [3, 0]];
 const PORT_UNREACHABLE: [[u8; 2]; 2] = [[3, 3], [1, 4]];
 
+/// On to the next program (`TCX_NEXT`, linux/bpf.h).
+const NEXT: u32 = u32::MAX;
+
 fn passed(outcome: &Outcome, frame: &[u8]) {
-    assert_eq!((outcome.action, &outcome.counted[..]), (OK, &[][..]), "{frame:x?}");
+    assert_eq!((outcome.action, &outcome.counted[..]), (NEXT, &[][..]), "{frame:x?}");
     assert_eq!(outcome.frame, frame);
 }
 
@@ -143,6 +146,7 @@ fn what_keeps_its_source() {
             segment(UDP, (NODE[1], 50000), ("fd16::2", 8472)),
             segment(TCP, ("172.16.0.9", 50000), (WEB[0], 443)),
             segment(TCP, (POD[0], 50000), ("198.18.0.1", 443)),
+            segment(TCP, (POD[1], 50000), ("fe80::1", 443)),
             segment(TCP, (POD[1], 50000), ("fd18::1", 443)),
             segment(UDP, (POD[0], 50000), ("239.1.1.1", 53)),
             message(POD[0], WEB[0], REPLY, [0, 5, 0, 1], b"ping"),
@@ -202,6 +206,8 @@ fn what_cannot_be_masqueraded_is_dropped_with_ciliums_reason() {
         let gre = |pod| packet(pod, WEB[0], GRE, &[0; 8]);
         passed(&bench.node_sends(&gre(POD[0])), &gre(NODE[0]));
         dropped(&gre(OTHER_POD[0]), 167);
+        // The node itself goes first.
+        passed(&bench.node_sends(&gre(NODE[0])), &gre(NODE[0]));
     });
 }
 
@@ -263,6 +269,8 @@ fn errors_are_translated_with_what_they_quote() {
                 };
                 passed(&bench.node_sends(&error(pod, pod, 1024)), &error(node, node, port));
                 passed(&bench.node_sends(&error(pod, node, 1024)), &error(node, node, port));
+                let other = ROUTER[family];
+                passed(&bench.node_sends(&error(pod, other, 1024)), &error(node, other, port));
                 let lie = error(pod, OTHER_POD[family], 1024);
                 passed(&bench.node_sends(&lie), &lie);
             }

@@ -31,6 +31,8 @@ struct Model {
     /// How many rows the map of NAT takes.
     room: Option<usize>,
     tracked: RefCell<BTreeSet<TupleV4>>,
+    /// Connections that are over.
+    over: RefCell<BTreeSet<TupleV4>>,
     random: Cell<u32>,
     config: Option<Config>,
     keeps: u32,
@@ -88,11 +90,20 @@ impl Flows for Model {
         self.nat.borrow_mut().remove(key);
     }
 
-    fn is_tracked(&self, key: &TupleV4) -> bool {
-        self.tracked.borrow().contains(key)
+    fn is_settled(&self, _: &TupleV4) -> bool {
+        true
+    }
+
+    fn connection(&self, key: &TupleV4) -> Connection {
+        match (self.tracked.borrow().contains(key), self.over.borrow().contains(key)) {
+            (_, true) => Connection::Over,
+            (true, false) => Connection::Live,
+            (false, false) => Connection::Unknown,
+        }
     }
 
     fn track(&self, key: &TupleV4, _: Way, _: Seen) {
+        self.over.borrow_mut().remove(key);
         self.tracked.borrow_mut().insert(*key);
     }
 
@@ -238,6 +249,9 @@ fn what_keeps_its_source() {
     assert_eq!(model.send(end([172, 16, 0, 9], 40000), web), Leaving::AsIs, "forwarded for somebody else");
     assert_eq!(model.send(end(POD_A, 40000), end(REMOTE_POD, 80)), Leaving::AsIs, "an exempt network");
     assert_eq!(model.send(end(POD_A, 40000), end([239, 1, 1, 1], 80)), Leaving::AsIs, "a group");
+    let metadata = model.send(end(POD_A, 40000), end([169, 254, 169, 254], 80));
+    assert_eq!(metadata, Leaving::From(end(NODE, 40000)), "a cloud's own server, which knows no pods");
+    let model = Model::default();
     assert_eq!(Model { keeps: 1, ..Model::default() }.send(end(POD_A, 40000), web), Leaving::AsIs, "the row says so");
     assert!(model.nat.borrow().is_empty());
 }
@@ -275,8 +289,9 @@ fn a_protocol_without_ports_has_one_flow_to_a_destination() {
     let gre = |source, destination| model.send_as(Kind::Fixed, 47, end(source, 0), end(destination, 0));
     assert_eq!(gre(POD_A, WEB), Leaving::From(end(NODE, 0)));
     assert_eq!(gre(POD_B, WEB), Leaving::Drop(Reason::NO_NAT_MAPPING));
-    assert_eq!(gre(NODE, WEB), Leaving::AsIs);
     assert_eq!(model.receive_as(Kind::Fixed, 47, end(WEB, 0), end(NODE, 0)), Some(end(POD_A, 0)));
+    assert_eq!(gre(NODE, WEB), Leaving::AsIs);
+    assert_eq!(model.receive_as(Kind::Fixed, 47, end(WEB, 0), end(NODE, 0)), None, "the node goes first");
     let sctp = model.send_as(Kind::Fixed, protocol::SCTP, end(POD_A, 1000), end(WEB, 9));
     assert_eq!(sctp, Leaving::From(end(NODE, 1000)), "its checksum leaves the port no choice");
 }
@@ -322,6 +337,46 @@ fn a_full_map_drops_pods_and_spares_the_node() {
     }
 }
 
+impl Model {
+    /// All connections are over.
+    fn end_all(&self) {
+        self.over.borrow_mut().extend(self.tracked.borrow().iter());
+    }
+}
+
+#[test]
+fn ports_of_connections_that_are_over_are_given_again() {
+    let model = Model::default();
+    let web = end(WEB, 443);
+    // Every port of the range has a flow.
+    for port in MIN_PORT..=u16::MAX {
+        model.nat.borrow_mut().insert(TupleV4::new(web, end(NODE, port), protocol::TCP, DIR_IN), end(POD_A, port));
+        let flow = Flow { source: end(POD_A, port), destination: web, protocol: protocol::TCP };
+        model.track(&flow.tracked(DIR_OUT), Way::Forth, SYN);
+    }
+    assert_eq!(model.send(end(POD_B, 40000), web), Leaving::Drop(Reason::NO_NAT_MAPPING));
+    model.end_all();
+    let source = model.source(end(POD_B, 40000), web);
+    assert_eq!(model.receive(web, source), Some(end(POD_B, 40000)));
+}
+
+#[test]
+fn an_answer_to_a_connection_that_is_over_reaches_no_pod() {
+    let model = Model::default();
+    let (pod, web) = (end(POD_A, 40000), end(WEB, 443));
+    let source = model.source(pod, web);
+    model.end_all();
+    assert_eq!(model.receive(web, source), None, "the address may be another pod's by now");
+    assert_eq!(model.source(pod, web), source);
+    assert_eq!(model.receive(web, source), Some(pod), "the flow goes on");
+    // Nor does a question of long ago let a pod leave with its own address.
+    let (client, server) = (end(WEB, 123), end(POD_A, 123));
+    model.receive(client, server);
+    assert_eq!(model.send(server, client), Leaving::AsIs);
+    model.end_all();
+    assert!(matches!(model.send(server, client), Leaving::From(_)));
+}
+
 #[test]
 fn a_fragment_without_its_first_one_leaves_with_no_pods_address() {
     let model = Model::default();
@@ -350,11 +405,11 @@ fn errors_reach_who_they_are_about_and_tell_the_truth_outside() {
 
     // The pod, or the node on its behalf, tells of an answer.
     let quoted = Flow { source: web, destination: pod, protocol: protocol::TCP };
-    for teller in [POD_A, NODE] {
-        let told = leaving_error(&model, NetIp::v4(NODE), &packet(teller, WEB, protocol::ICMP), &quoted);
+    for teller in [POD_A, NODE, [172, 16, 0, 9]] {
+        let told = leaving_error(&model, &model, NetIp::v4(NODE), &packet(teller, WEB, protocol::ICMP), &quoted);
         assert_eq!(told, Some(source));
     }
-    let liar = leaving_error(&model, NetIp::v4(NODE), &packet(POD_B, WEB, protocol::ICMP), &quoted);
+    let liar = leaving_error(&model, &model, NetIp::v4(NODE), &packet(POD_B, WEB, protocol::ICMP), &quoted);
     assert_eq!(liar, None, "another pod's flow is none of its business");
 }
 

@@ -4,7 +4,10 @@ use aya_ebpf::{
     btf_maps::{LruHashMap, lpm_trie::Key},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
 };
-use basal_ebpf::{nat::Flows, parse::protocol};
+use basal_ebpf::{
+    nat::{Connection, Flows},
+    parse::protocol,
+};
 use basal_maps::{
     addr::NetIp,
     conntrack::{CtEntry, Seen, Way},
@@ -15,8 +18,17 @@ use basal_maps::{
 use super::maps::{CT4_ANY, CT4_TCP, CT6_ANY, CT6_TCP, EXEMPT4, EXEMPT6, NAT4, NAT6};
 
 const NANOSECONDS: u64 = 1_000_000_000;
+/// How long a row of NAT may be without its connection: the one is made before the other. In nanoseconds.
+const GRACE: u64 = 10 * NANOSECONDS;
 /// Make a row only where there is none (`BPF_NOEXIST`, linux/bpf.h).
 const NO_EXIST: u64 = 1;
+
+/// Seconds since the machine started.
+#[inline(always)]
+fn seconds() -> u32 {
+    // SAFETY: plain helper call.
+    (unsafe { bpf_ktime_get_ns() } / NANOSECONDS) as u32
+}
 
 /// Notes a packet in a map of connection tracking. A full map loses track of a connection, never a packet.
 #[inline(always)]
@@ -26,8 +38,7 @@ fn track<K, const MAX: usize, const FLAGS: usize>(
     way: Way,
     seen: Seen,
 ) {
-    // SAFETY: plain helper call.
-    let now = (unsafe { bpf_ktime_get_ns() } / NANOSECONDS) as u32;
+    let now = seconds();
     if let Some(entry) = map.get_ptr_mut(key) {
         // SAFETY: the row's memory stays a row's. Another CPU may note a packet at the same time: a count may be lost.
         unsafe { (*entry).note(way, seen, now) };
@@ -85,8 +96,22 @@ macro_rules! flows {
             }
 
             #[inline(always)]
-            fn is_tracked(&self, key: &$key) -> bool {
-                if key.nexthdr == protocol::TCP { $tcp.get_ptr(key).is_some() } else { $any.get_ptr(key).is_some() }
+            fn is_settled(&self, key: &$key) -> bool {
+                // SAFETY: as above.
+                let Some(entry) = (unsafe { $nat.get(key) }) else { return true };
+                // SAFETY: plain helper call.
+                entry.created + GRACE < unsafe { bpf_ktime_get_ns() }
+            }
+
+            #[inline(always)]
+            fn connection(&self, key: &$key) -> Connection {
+                // SAFETY: as above.
+                let entry = unsafe { if key.nexthdr == protocol::TCP { $tcp.get(key) } else { $any.get(key) } };
+                match entry {
+                    None => Connection::Unknown,
+                    Some(entry) if entry.lifetime < seconds() => Connection::Over,
+                    Some(_) => Connection::Live,
+                }
             }
 
             #[inline(always)]

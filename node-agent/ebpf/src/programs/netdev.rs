@@ -25,7 +25,7 @@ use basal_maps::{
 
 use super::{
     config,
-    context::{Frame, OK},
+    context::Frame,
     flows::{FlowsV4, FlowsV6},
     maps::{Pinned, masquerade_address},
     rewrite::{Change, Side},
@@ -51,9 +51,14 @@ struct Work {
 /// 64-bit words that hold a [`Work`].
 const WORDS: usize = size_of::<Work>().div_ceil(8);
 
-/// A [`Work`] for each CPU. Programs on one CPU do not preempt each other.
+/// A [`Work`] for each CPU and direction: what a CPU receives may come between two stages for what it sends.
 #[btf_map(name = "basal_work")]
-static WORK: PerCpuArray<[u64; WORDS], 1> = PerCpuArray::new();
+static WORK: PerCpuArray<[u64; WORDS], 2> = PerCpuArray::new();
+const WORK_ON_EGRESS: u32 = 0;
+const WORK_ON_INGRESS: u32 = 1;
+
+/// On to the next program on the device, which is not ours (`TCX_NEXT`, linux/bpf.h; `TC_ACT_UNSPEC`, linux/pkt_cls.h).
+const NEXT_PROGRAM: i32 = -1;
 
 /// What becomes of a packet after a stage. A number, since functions that are not inlined answer with one.
 type Next = u32;
@@ -80,7 +85,7 @@ pub(super) fn cil_to_netdev(ctx: TcContext) -> i32 {
     let frame = Frame { ctx, file: File::Host, drops: Direction::Egress };
     // A tunnel packet is the node's own; its ports are no pod's.
     if mark::magic(frame.mark()) == mark::MAGIC_OVERLAY {
-        return OK;
+        return NEXT_PROGRAM;
     }
     let done = match frame.ethertype() {
         Ok(ETHERTYPE_IPV4) => leave::<FlowsV4>(&frame, FAMILY_IPV4),
@@ -104,12 +109,12 @@ pub(super) fn cil_from_netdev(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn end(frame: &Frame, done: Next) -> i32 {
-    if done < FIRST_REASON { OK } else { frame.drop(Reason(done as u8), line!()) }
+    if done < FIRST_REASON { NEXT_PROGRAM } else { frame.drop(Reason(done as u8), line!()) }
 }
 
 #[inline(always)]
 fn leave<F: Flows + Default>(frame: &Frame, family: u8) -> Next {
-    let Some(work) = begin(frame, family) else { return PASS };
+    let Some(work) = begin(frame, family, WORK_ON_EGRESS) else { return PASS };
     match read(frame, work) {
         GO_ON => match source::<F>(frame, work) {
             GO_ON => change(frame, work, Side::Source as u32),
@@ -125,7 +130,7 @@ fn leave<F: Flows + Default>(frame: &Frame, family: u8) -> Next {
 
 #[inline(always)]
 fn arrive<F: Flows + Default>(frame: &Frame, family: u8) -> Next {
-    let Some(work) = begin(frame, family) else { return PASS };
+    let Some(work) = begin(frame, family, WORK_ON_INGRESS) else { return PASS };
     match read(frame, work) {
         GO_ON => match destination::<F>(frame, work) {
             GO_ON => change(frame, work, Side::Destination as u32),
@@ -141,9 +146,9 @@ fn arrive<F: Flows + Default>(frame: &Frame, family: u8) -> Next {
 
 /// The work on a packet of a device that masquerades.
 #[inline(always)]
-fn begin(frame: &Frame, family: u8) -> Option<&'static mut Work> {
+fn begin(frame: &Frame, family: u8, slot: u32) -> Option<&'static mut Work> {
     let by = masquerade_address(frame.ifindex(), family)?;
-    let work = WORK.get_ptr_mut(0)?.cast::<Work>();
+    let work = WORK.get_ptr_mut(slot)?.cast::<Work>();
     // SAFETY: the row is large enough and aligned, all zeroes are a valid value, and nothing but this type is written to
     // it, by one program at a time.
     let work = unsafe { &mut *work };
@@ -161,6 +166,7 @@ fn read(frame: &Frame, work: &mut Work) -> Next {
     work.flow_is_known = false;
     let Some(segment) = frame.segment(&work.packet) else {
         work.kind = Kind::Other;
+        work.segment = Segment::UNKNOWN;
         return GO_ON;
     };
     work.segment = segment;
@@ -238,7 +244,7 @@ fn quote(frame: &Frame, work: &mut Work) -> Next {
 #[inline(never)]
 fn error_leaves<F: Flows + Default>(frame: &Frame, work: &Work) -> Next {
     let (packet, quoted) = (&work.packet, &work.quoted);
-    let Some(to) = nat::leaving_error(&F::default(), work.by, packet, &quoted.flow) else { return PASS };
+    let Some(to) = nat::leaving_error(&F::default(), &Pinned, work.by, packet, &quoted.flow) else { return PASS };
     let change = Change { side: Side::Destination, family: packet.family, from: quoted.flow.destination, to };
     next(frame.change_quoted(&change, quoted, &work.segment, packet.source).map(|()| PASS))
 }

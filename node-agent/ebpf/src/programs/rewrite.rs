@@ -23,6 +23,9 @@ const PSEUDO_HEADER: u64 = 0x10;
 /// A checksum of zero is none, and stays that (`BPF_F_MARK_MANGLED_0`).
 const ZERO_IS_NONE: u64 = 0x20;
 
+/// The kernel's sum over the packet follows what is written (`BPF_F_RECOMPUTE_CSUM`).
+const RECOMPUTE_SUM: u64 = 1;
+
 /// Offset of the checksum in an IPv4 header.
 const IPV4_CHECKSUM: usize = 10;
 /// Offset of the checksum in an ICMP message.
@@ -94,6 +97,7 @@ fn checksum(segment: &Segment) -> Option<Checksum> {
         protocol::UDP => (6, PSEUDO_HEADER | ZERO_IS_NONE),
         protocol::ICMP => (ICMP_CHECKSUM, 0),
         protocol::ICMPV6 => (ICMP_CHECKSUM, PSEUDO_HEADER),
+        protocol::UDP_LITE | protocol::DCCP => (6, PSEUDO_HEADER),
         _ => return None,
     };
     Some(Checksum { offset: segment.offset + offset, flags })
@@ -109,7 +113,10 @@ impl Frame {
     /// Gives the packet another end.
     #[inline(always)]
     pub(super) fn change(&self, change: &Change, segment: &Segment, kind: Kind) -> Result<(), Reason> {
-        self.change_address(ETHERNET, change)?;
+        // An IPv4 header makes its change good in its own checksum. An IPv6 header has none, so the kernel's sum over the
+        // packet, where a device gave it one, has to follow; what the transport's checksum then takes back from it is the
+        // other half (`inet_proto_csum_replace_by_diff`, net/core/utils.c).
+        self.change_address(ETHERNET, change, RECOMPUTE_SUM)?;
         if segment.later {
             return Ok(());
         }
@@ -145,10 +152,10 @@ impl Frame {
         if change.family != FAMILY_IPV6 {
             let at = quoted.ip + IPV4_CHECKSUM;
             let before = self.checksum_at(at)?;
-            self.change_address(quoted.ip, change)?;
+            self.change_address(quoted.ip, change, 0)?;
             self.adjust(covering, before, self.checksum_at(at)?, 2)?;
         } else {
-            self.change_address(quoted.ip, change)?;
+            self.change_address(quoted.ip, change, 0)?;
         }
         if let Some(port) = change.port(quoted.kind) {
             self.write(quoted.segment.offset + port, &change.to.port)?;
@@ -168,8 +175,9 @@ impl Frame {
             self.adjust(covering, before, self.checksum_at(inner.offset)?, 2)?;
         }
 
-        // What tells of the quoted packet's source goes to that source; who is told of the destination, from there.
-        if outer == change.to.ip {
+        // What tells of the quoted packet's source goes to that source; what its destination tells comes from there. Others
+        // tell by an address of their own.
+        if outer != change.from.ip {
             return Ok(());
         }
         let side = match change.side {
@@ -187,12 +195,13 @@ impl Frame {
         self.bytes::<u16>(offset).map(u64::from).ok_or(Reason::INVALID_PACKET)
     }
 
-    /// Writes the address into the IP header at an offset; an IPv4 header's checksum covers it.
+    /// Writes the address into the IP header at an offset; an IPv4 header's checksum covers it. `flags` are the helper's for
+    /// an IPv6 address.
     #[inline(always)]
-    fn change_address(&self, header: usize, change: &Change) -> Result<(), Reason> {
+    fn change_address(&self, header: usize, change: &Change, flags: u64) -> Result<(), Reason> {
         let at = header + change.address();
         if change.family == FAMILY_IPV6 {
-            return self.write(at, &change.to.ip.0);
+            return self.ctx.store(at, &change.to.ip.0, flags).map_err(|_| Reason::WRITE_ERROR);
         }
         let octets = |end: &End| u64::from(u32::from_ne_bytes(end.ip.v4_octets()));
         let (from, to) = (octets(&change.from), octets(&change.to));

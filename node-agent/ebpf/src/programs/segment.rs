@@ -45,6 +45,11 @@ pub(super) struct Segment {
     id: [u8; 4],
 }
 
+impl Segment {
+    /// Behind headers that nobody knows: nothing of it can be read.
+    pub(super) const UNKNOWN: Self = Self { protocol: 0, offset: 0, later: true, fragment: false, id: [0; 4] };
+}
+
 /// What an ICMP error quotes.
 #[derive(Clone, Copy)]
 pub(super) struct Quoted {
@@ -124,9 +129,9 @@ impl Frame {
             };
             (kind_of_fragment(packet.family, segment.protocol, &ports), ports)
         } else {
-            let head = self.bytes(segment.offset).unwrap_or_default();
-            let kind = Kind::of(packet.family, segment.protocol, u64::to_ne_bytes(head)[0]);
-            let (sport, dport) = kind.ports(segment.protocol, &head.to_ne_bytes());
+            let head: [u8; 8] = self.bytes(segment.offset).unwrap_or_default();
+            let kind = Kind::of(packet.family, segment.protocol, head[0]);
+            let (sport, dport) = kind.ports(segment.protocol, &head);
             let ports = FragmentPorts { sport, dport };
             if segment.fragment {
                 self.leave_ports(packet, segment, &ports);
