@@ -178,8 +178,10 @@ pub struct MasqueradeFlags {
 
     /// How many translations there may be, two for each connection, in each family; 1024 to 16777216, and no more than
     /// both other sizes together
-    #[arg(long, default_value_t = FlowSizes::default().nat)]
-    pub bpf_nat_global_max: u32,
+    ///
+    /// Without it, two thirds of both
+    #[arg(long)]
+    pub bpf_nat_global_max: Option<u32>,
 
     /// How often connections that ended are taken away; 0 for as often as it pays
     #[arg(long, default_value = "0s")]
@@ -322,7 +324,7 @@ pub enum SettingsError {
         /// Translations.
         nat: u32,
         /// Connections.
-        connections: u64,
+        connections: u32,
     },
     /// Another way to masquerade that is off.
     #[error(
@@ -453,14 +455,14 @@ impl MasqueradeFlags {
         }
         let names = self.devices.split([',', ' ']).filter(|name| !name.is_empty());
         let devices = names.map(str::parse).collect::<Result<_, _>>()?;
-        let sizes = FlowSizes {
-            tcp: map_size("bpf-ct-global-tcp-max", self.bpf_ct_global_tcp_max)?,
-            any: map_size("bpf-ct-global-any-max", self.bpf_ct_global_any_max)?,
-            nat: map_size("bpf-nat-global-max", self.bpf_nat_global_max)?,
-        };
-        let connections = u64::from(sizes.tcp) + u64::from(sizes.any);
-        if u64::from(sizes.nat) > connections {
-            return Err(SettingsError::NatSize { nat: sizes.nat, connections });
+        let tcp = map_size("bpf-ct-global-tcp-max", self.bpf_ct_global_tcp_max)?;
+        let any = map_size("bpf-ct-global-any-max", self.bpf_ct_global_any_max)?;
+        // Neither is near what the type takes.
+        let connections = tcp + any;
+        let nat = self.bpf_nat_global_max.unwrap_or_else(|| (connections / 3 * 2).clamp(1024, 1 << 24));
+        let sizes = FlowSizes { tcp, any, nat: map_size("bpf-nat-global-max", nat)? };
+        if nat > connections {
+            return Err(SettingsError::NatSize { nat, connections });
         }
         let on = self.enable_ipv4_masquerade || self.enable_ipv6_masquerade;
         Ok(on.then_some(BpfMasquerade { devices, remote_nodes: self.enable_remote_node_masquerade, sizes }))
@@ -526,6 +528,8 @@ mod tests {
             (devices, masquerade.remote_nodes, masquerade.sizes.nat),
             (vec!["eth+".into(), "ens3".into()], true, 2048)
         );
+        let small = settings(&[on, "--bpf-ct-global-tcp-max=32768"]).unwrap().bpf_masquerade.unwrap();
+        assert_eq!(small.sizes.nat, 65_536, "one size alone leaves the others usable");
         let nobody = [on, "--enable-ipv4-masquerade=false", "--enable-ipv6-masquerade=false"];
         assert_eq!(settings(&nobody).unwrap().bpf_masquerade, None);
     }

@@ -33,7 +33,9 @@ impl FlowCollector {
                 }
                 Err(error) => {
                     self.metrics.failed();
-                    tracing::warn!(%error, "connections that ended cannot be taken away; it is tried again");
+                    interval = interval.min(FIRST_INTERVAL);
+                    let seconds = interval.as_secs();
+                    tracing::warn!(%error, seconds, "connections that ended cannot be taken away; it is tried again");
                 }
             }
             tokio::time::sleep(interval).await;

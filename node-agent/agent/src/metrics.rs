@@ -72,7 +72,7 @@ pub struct StatusLabel {
     status: &'static str,
 }
 
-/// What taking connections away counts. Names as Cilium has them.
+/// What taking connections away counts.
 #[derive(Debug, Clone, Default)]
 pub struct FlowMetrics {
     pressure: Family<MapLabel, Gauge<f64, AtomicU64>>,

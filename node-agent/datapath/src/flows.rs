@@ -79,13 +79,14 @@ pub fn translations_of<K: Tuple>(key: &K, to: End) -> [K; 2] {
     [leaving, K::new(leaving.destination(), to, leaving.nexthdr(), DIR_IN)]
 }
 
-/// When to look next, as Cilium does with `conntrack-gc-interval: 0`: sooner when much was over, later when little was.
+/// When to look next, as Cilium does with `conntrack-gc-interval: 0`: sooner when much was over, later when little was. Half
+/// an hour at most (Cilium: twelve), because how full the maps are is told at each look.
 ///
 /// `deleted` is the largest share of a map that was taken away, between 0 and 1.
 #[must_use]
 pub fn next_interval(last: Duration, deleted: f64) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(10);
-    const LONGEST: Duration = Duration::from_hours(12);
+    const LONGEST: Duration = Duration::from_mins(30);
     let next = if deleted > 0.25 {
         last.mul_f64(1.0 - deleted.min(0.9))
     } else if deleted < 0.05 {
@@ -158,6 +159,6 @@ mod tests {
         let after = |deleted| next_interval(FIRST_INTERVAL, deleted).as_secs();
         assert_eq!([0.0, 0.049, 0.05, 0.25, 0.5, 0.9, 1.0].map(after), [450, 450, 300, 300, 150, 30, 30]);
         assert_eq!(next_interval(Duration::from_secs(11), 1.0).as_secs(), 10);
-        assert_eq!(next_interval(Duration::from_hours(10), 0.0), Duration::from_hours(12));
+        assert_eq!(next_interval(Duration::from_mins(25), 0.0), Duration::from_mins(30));
     }
 }

@@ -38,7 +38,7 @@ pub struct FlowSizes {
 }
 
 impl Default for FlowSizes {
-    /// What Cilium gives a node with little memory: 60 MB with both families.
+    /// What Cilium gives a node with little memory: 85 MB with both families.
     fn default() -> Self {
         Self { tcp: 131_072, any: 65_536, nat: 131_072 }
     }
@@ -121,6 +121,17 @@ impl NodePlan {
             .find(|ip| on_device.contains(ip))
             .or_else(|| on_device.first().copied())
             .or_else(|| nodes().find(|ip| observed.device_with(*ip).is_some()))
+    }
+
+    /// The devices that have their programs: what leaves there needs no rule of nftables. Everywhere else, and for as long as
+    /// the kernel does not take the programs, the rule masquerades.
+    pub(crate) fn masqueraded_by_programs(&self, observed: &Observed) -> BTreeSet<IfName> {
+        let has = |link: &IfName, symbol| {
+            let hook = Hook::Device { link: link.clone(), symbol };
+            observed.state.hooks.get(&hook).is_some_and(|hash| *hash != ProgramHash::FOREIGN)
+        };
+        let devices = self.masquerading(observed).into_iter().map(|(link, _, _)| link);
+        devices.filter(|link| has(link, Symbol::ToNetdev) && has(link, Symbol::FromNetdev)).cloned().collect()
     }
 
     /// What the load-time constants say of it.
@@ -263,10 +274,16 @@ mod tests {
 
     #[test]
     fn programs_take_the_place_of_the_rule() {
-        let rules = |plan: &NodePlan| desired(plan).nft["basal"].chains["postrouting"].rules.len();
         let (by_nft, by_programs) = (desired(&plan()), desired(&masquerading(&[])));
-        assert_eq!(rules(&plan()), 4);
-        assert_eq!(rules(&masquerading(&[])), 2, "what must come back through the tunnel");
+        let without =
+            |state: &NodeState| state.nft["basal"].chains["postrouting"].rules[0].to_string().contains("eth0");
+        assert!(!without(&by_nft) && !without(&by_programs), "the rule stays until the programs are there");
+        let mut attached = observed(by_programs.clone());
+        attached.devices.extend(devices().devices);
+        attached.default_devices = devices().default_devices;
+        assert!(without(&masquerading(&[]).desired(&attached)));
+        attached.state.hooks.values_mut().for_each(|hash| *hash = ProgramHash::FOREIGN);
+        assert!(!without(&masquerading(&[]).desired(&attached)), "somebody else's programs");
         assert_eq!(by_nft.hooks.len() + 4, by_programs.hooks.len());
         assert_eq!(by_programs.maps[&MapId::Masquerade].len(), 3);
         assert!(by_programs.maps[&MapId::Exempt4].is_empty(), "a tunnel's packets do not leave by these devices");

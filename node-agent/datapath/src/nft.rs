@@ -13,7 +13,7 @@ use basal_maps::mark;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::names::HOST_DEVICE;
+use crate::names::{HOST_DEVICE, IfName};
 
 /// Name of our table, family inet.
 pub const TABLE: &str = "basal";
@@ -72,6 +72,8 @@ pub struct NftPlan {
 pub struct Masquerade {
     /// What goes to these keeps its source; `None` where no rule has to ask. A set takes no networks that overlap.
     pub keeps_source: Option<BTreeSet<IpNet>>,
+    /// Devices that programs masquerade on.
+    pub by_programs: BTreeSet<IfName>,
 }
 
 impl NftPlan {
@@ -80,7 +82,7 @@ impl NftPlan {
     /// - `raw_prerouting`: the sender of a packet that programs hand to the stack, because no pod has its destination, is
     ///   told. Here, and in `raw_output`, tunnel packets are not tracked.
     /// - `postrouting`: what a pod sends over a device that is not ours takes that device's address, unless it goes to a
-    ///   native network; what enters `cilium_host` for another node's pods from an address that is not a local pod's (the node's own,
+    ///   native network, or programs masquerade there; what enters `cilium_host` for another node's pods from an address that is not a local pod's (the node's own,
     ///   or a client's that kube-proxy translated) takes the router address, because the reply must come back through the tunnel.
     #[must_use]
     pub fn table(&self) -> NftTable {
@@ -107,7 +109,9 @@ impl NftPlan {
                     set(native, elements);
                     rule.push(address("daddr", "!=", native));
                 }
-                rule.extend([device("!=", OUR_DEVICES), json!({"masquerade": null})]);
+                rule.push(device("!=", OUR_DEVICES));
+                rule.extend(masquerade.by_programs.iter().map(|link| device("!=", link.as_str())));
+                rule.push(json!({"masquerade": null}));
                 postrouting.push(json!(rule));
             }
             if self.tunnel_port.is_some() {
@@ -252,7 +256,7 @@ mod tests {
     /// What goes to these networks keeps its source.
     fn keeping(networks: &[&str]) -> Option<Masquerade> {
         let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
-        Some(Masquerade { keeps_source: Some(networks) })
+        Some(Masquerade { keeps_source: Some(networks), by_programs: BTreeSet::new() })
     }
 
     fn native() -> NftPlan {
@@ -287,6 +291,16 @@ mod tests {
         assert!(rules.iter().all(|rule| rule.to_string().contains("@native")), "{rules:?}");
         assert!(!table.chains.contains_key("raw_output"));
         assert_eq!(table.chains["raw_prerouting"].rules, plan().table().chains["raw_prerouting"].rules[..1]);
+    }
+
+    #[test]
+    fn devices_with_programs_are_left_out() {
+        let by_programs = ["eth0", "eth1"].map(|name| IfName::new(name).unwrap()).into();
+        let masquerade = Masquerade { keeps_source: None, by_programs };
+        let table = NftPlan { masquerade_ipv4: Some(masquerade), ..plan() }.table();
+        let rule = table.chains["postrouting"].rules[0].to_string();
+        assert!(["\"eth0\"", "\"eth1\"", "cilium_*"].iter().all(|device| rule.contains(device)), "{rule}");
+        assert_eq!(rule.matches("\"!=\"").count(), 3, "{rule}");
     }
 
     #[test]

@@ -173,9 +173,9 @@ impl NodePlan {
         self.masquerade_rows(observed, &mut state);
         self.endpoints(observed, &mut state);
         self.programs(observed, &mut state);
+        let by_programs = self.masqueraded_by_programs(observed);
         let masquerades = |v6, on: bool| {
-            let by_nft = on && self.bpf_masquerade.is_none();
-            by_nft.then(|| Masquerade { keeps_source: self.keeps_source(v6) })
+            on.then(|| Masquerade { keeps_source: self.keeps_source(v6), by_programs: by_programs.clone() })
         };
         let nft = NftPlan {
             local_cidrs: self.local_cidrs.clone(),

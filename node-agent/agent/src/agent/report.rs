@@ -228,7 +228,7 @@ fn datapath(sync: &SyncReport, masquerades: bool, mtu_problem: Option<String>) -
     let without_route = sync.without_route.iter().map(|(node, why)| format!("no route to the pods of {node}: {why}"));
     let nowhere = masquerades && sync.masquerade_devices.is_empty();
     let no_device = nowhere.then(|| {
-        "no device leads out of the node, so nothing masquerades: name it with the key devices, or set \
+        "no device has programs that masquerade, so nftables do: name one with the key devices, or set \
          enable-bpf-masquerade to \"false\""
             .to_owned()
     });

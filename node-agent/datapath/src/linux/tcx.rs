@@ -108,7 +108,8 @@ pub(super) fn read(paths: &Paths, loaded: &Loaded, observed: &mut Observed) -> R
             }
             // A link of a device that is gone, or was made again, is on nothing; its pin is what is left.
             None => {
-                let link = IfName::new(owner).unwrap_or_else(|_| IfName::gone());
+                let again = observed.devices.keys().find(|link| folder(link) == owner).cloned();
+                let link = again.or_else(|| IfName::new(owner).ok()).unwrap_or_else(IfName::gone);
                 hooks.push((Hook::Device { link, symbol }, ProgramHash::FOREIGN));
             }
         }

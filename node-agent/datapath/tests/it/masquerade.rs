@@ -63,11 +63,15 @@ fn echo(client: &UdpSocket, server: &UdpSocket, to: &str, data: &[u8]) -> Socket
 }
 
 #[test]
-fn pods_reach_the_outside_by_the_nodes_address_and_nftables_masquerades_nothing() {
+fn pods_reach_the_outside_by_the_nodes_address_and_nftables_leaves_that_device_alone() {
     sandbox(|bpffs| {
         let World { one, pods: [pod, _other], outside, _others } = world(bpffs);
         let rules = one.netns.run("nft list table inet basal").unwrap();
-        assert!(!rules.contains("masquerade"), "{rules}");
+        let masquerading: Vec<&str> = rules.lines().filter(|line| line.contains("masquerade")).collect();
+        assert!(
+            masquerading.len() == 2 && masquerading.iter().all(|rule| rule.contains("oifname != \"w0\"")),
+            "{rules}"
+        );
         for (server, to, node) in [("0.0.0.0", "172.16.0.2", "172.16.0.1"), ("[::]", "[fd16::2]", "fd16::1")] {
             let source = tcp_source(&outside, &format!("{server}:80"), &pod, &format!("{to}:80"));
             assert_eq!(source.ip().to_string(), node);
@@ -242,6 +246,19 @@ fn a_connection_goes_on_when_programs_take_over() {
         one.converge();
         pod.ping("172.16.0.2").unwrap();
         assert_eq!(std::fs::read_dir(one.paths.bpffs.join("basal/programs")).unwrap().count(), 1);
+    });
+}
+
+#[test]
+fn what_leaves_by_a_device_without_programs_is_masqueraded_all_the_same() {
+    sandbox(|bpffs| {
+        let World { mut one, pods: [pod, _other], outside, _others } = world(bpffs);
+        one.plan.bpf_masquerade = masquerading(&["nobody0"]);
+        let applied = one.converge().concat();
+        let first = |wanted: fn(&Op) -> bool| applied.iter().position(wanted).unwrap();
+        let (rule, detached) = (first(|op| matches!(op, Op::SetNft(..))), first(|op| matches!(op, Op::Detach(_))));
+        assert!(rule < detached, "a packet meets one of the two");
+        assert_eq!(tcp_source(&outside, "0.0.0.0:80", &pod, "172.16.0.2:80").ip().to_string(), "172.16.0.1");
     });
 }
 
