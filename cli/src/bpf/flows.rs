@@ -8,11 +8,10 @@ use std::{
 };
 
 use basal_maps::{
-    addr::{FAMILY_IPV4, FAMILY_IPV6, NetIp},
     conntrack::{CtEntry, FLAG_RX_CLOSING, FLAG_SEEN_NON_SYN, FLAG_TX_CLOSING},
     flow::{DIR_IN, DIR_OUT, DIR_RELATED, DIR_SERVICE, End, Tuple, TupleV4, TupleV6},
-    nat::{NatEntryV4, NatEntryV6},
-    spec,
+    nat::{NatEntry, NatEntryV4, NatEntryV6},
+    protocol, spec,
 };
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -30,7 +29,7 @@ pub(super) struct Flow {
 
 impl Flow {
     /// From a key with the packet's own addresses.
-    fn new(key: &impl Tuple, family: u8) -> Self {
+    fn new<K: Tuple>(key: &K) -> Self {
         let direction = match key.flags() {
             DIR_OUT => "OUT",
             DIR_IN => "IN",
@@ -38,20 +37,16 @@ impl Flow {
             DIR_SERVICE => "SVC",
             _ => "?",
         };
-        let protocol = match key.nexthdr() {
-            1 => "ICMP".to_owned(),
-            6 => "TCP".to_owned(),
-            17 => "UDP".to_owned(),
-            58 => "ICMPv6".to_owned(),
-            132 => "SCTP".to_owned(),
+        let name = match key.nexthdr() {
+            protocol::ICMP => "ICMP".to_owned(),
+            protocol::TCP => "TCP".to_owned(),
+            protocol::UDP => "UDP".to_owned(),
+            protocol::ICMPV6 => "ICMPv6".to_owned(),
+            protocol::SCTP => "SCTP".to_owned(),
             number => number.to_string(),
         };
-        Self {
-            protocol,
-            direction,
-            source: address(key.source(), family),
-            destination: address(key.destination(), family),
-        }
+        let [source, destination] = [key.source(), key.destination()].map(|end| address(end, K::FAMILY));
+        Self { protocol: name, direction, source, destination }
     }
 }
 
@@ -85,9 +80,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn new(key: &impl Tuple, entry: &CtEntry, family: u8) -> Self {
+    fn new(key: &impl Tuple, entry: &CtEntry) -> Self {
         Self {
-            flow: Flow::new(&key.with_addresses_swapped(), family),
+            flow: Flow::new(&key.with_addresses_swapped()),
             expires: entry.lifetime,
             packets: entry.packets,
             bytes: entry.bytes,
@@ -135,11 +130,11 @@ pub(super) fn connections(maps: &Path) -> anyhow::Result<Vec<Connection>> {
     let mut found = Vec::new();
     for map in [&spec::CT4_TCP, &spec::CT4_ANY] {
         let rows = pinned::flows::<TupleV4, CtEntry, 14, 56>(maps, map)?;
-        found.extend(rows.iter().map(|(key, entry)| Connection::new(key, entry, FAMILY_IPV4)));
+        found.extend(rows.iter().map(|(key, entry)| Connection::new(key, entry)));
     }
     for map in [&spec::CT6_TCP, &spec::CT6_ANY] {
         let rows = pinned::flows::<TupleV6, CtEntry, 38, 56>(maps, map)?;
-        found.extend(rows.iter().map(|(key, entry)| Connection::new(key, entry, FAMILY_IPV6)));
+        found.extend(rows.iter().map(|(key, entry)| Connection::new(key, entry)));
     }
     found.sort();
     Ok(found)
@@ -162,21 +157,25 @@ impl fmt::Display for Translation {
     }
 }
 
+impl Translation {
+    fn new<K: Tuple>(key: &K, entry: &impl NatEntry, now: Duration) -> Self {
+        Self {
+            flow: Flow::new(key),
+            to: address(entry.to(), K::FAMILY),
+            age: now.saturating_sub(Duration::from_nanos(entry.created())).as_secs(),
+            needs_ct: entry.needs_ct(),
+        }
+    }
+}
+
 /// All translations.
 pub(super) fn translations(maps: &Path) -> anyhow::Result<Vec<Translation>> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-    let age = |created: u64| now.saturating_sub(Duration::from_nanos(created)).as_secs();
-    let mut found = Vec::new();
-    for (key, entry) in pinned::flows::<TupleV4, NatEntryV4, 14, 40>(maps, &spec::NAT4)? {
-        let to = End { ip: NetIp::v4(entry.to_addr), port: entry.to_port };
-        let (flow, to) = (Flow::new(&key, FAMILY_IPV4), address(to, FAMILY_IPV4));
-        found.push(Translation { flow, to, age: age(entry.created), needs_ct: entry.needs_ct });
-    }
-    for (key, entry) in pinned::flows::<TupleV6, NatEntryV6, 38, 56>(maps, &spec::NAT6)? {
-        let to = End { ip: NetIp::v6(entry.to_addr), port: entry.to_port };
-        let (flow, to) = (Flow::new(&key, FAMILY_IPV6), address(to, FAMILY_IPV6));
-        found.push(Translation { flow, to, age: age(entry.created), needs_ct: entry.needs_ct });
-    }
+    let v4 = pinned::flows::<TupleV4, NatEntryV4, 14, 40>(maps, &spec::NAT4)?;
+    let v6 = pinned::flows::<TupleV6, NatEntryV6, 38, 56>(maps, &spec::NAT6)?;
+    let v4 = v4.iter().map(|(key, entry)| Translation::new(key, entry, now));
+    let v6 = v6.iter().map(|(key, entry)| Translation::new(key, entry, now));
+    let mut found: Vec<_> = v4.chain(v6).collect();
     found.sort();
     Ok(found)
 }
@@ -206,7 +205,7 @@ mod tests {
             ..CtEntry::default()
         };
         assert_eq!(
-            Connection::new(&key, &entry, FAMILY_IPV4).to_string(),
+            Connection::new(&key, &entry).to_string(),
             "TCP IN 10.4.166.193:52628 -> 10.4.34.6:4143 expires=277365 Packets=5 Bytes=452 RxFlagsSeen=0x02 \
              LastRxReport=277355 TxFlagsSeen=0x12 LastTxReport=277355 Flags=0x0012 [ TxClosing SeenNonSyn ] RevNAT=0 \
              SourceSecurityID=2 BackendID=0 NatPort=0"
@@ -216,14 +215,14 @@ mod tests {
     #[test]
     fn a_translation_looks_as_in_cilium() {
         let key = TupleV4::new(end("10.184.1.251:34490"), end("10.178.16.166:443"), 6, DIR_OUT);
-        let (flow, to) = (Flow::new(&key, FAMILY_IPV4), "10.178.69.14:62218".parse().unwrap());
+        let (flow, to) = (Flow::new(&key), "10.178.69.14:62218".parse().unwrap());
         let translation = Translation { flow, to, age: 4, needs_ct: 0 };
         assert_eq!(
             translation.to_string(),
             "TCP OUT 10.184.1.251:34490 -> 10.178.16.166:443 XLATE_SRC 10.178.69.14:62218 Created=4sec ago NeedsCT=0"
         );
         let key = TupleV6::new(end("[2001:db8::1]:0"), end("[fd16::1]:7"), 58, DIR_IN);
-        let (flow, to) = (Flow::new(&key, FAMILY_IPV6), "[fd00::7]:7".parse().unwrap());
+        let (flow, to) = (Flow::new(&key), "[fd00::7]:7".parse().unwrap());
         let text = Translation { flow, to, age: 0, needs_ct: 1 }.to_string();
         assert_eq!(text, "ICMPv6 IN [2001:db8::1]:0 -> [fd16::1]:7 XLATE_DST [fd00::7]:7 Created=0sec ago NeedsCT=1");
     }

@@ -6,12 +6,9 @@
 use std::time::Duration;
 
 use basal_maps::{
-    conntrack::CtEntry,
     flow::{DIR_IN, DIR_OUT, End, Tuple},
+    nat::GRACE,
 };
-
-/// How long a translation may be without its connection: the programs make the one before the other.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// How full a map is, and what was taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +32,6 @@ pub struct Translation<K> {
     pub to: End,
     /// Since when, by the clock that starts with the machine.
     pub created: Duration,
-}
-
-/// True for a connection whose time is over.
-#[must_use]
-pub fn is_over(entry: &CtEntry, now: Duration) -> bool {
-    u64::from(entry.lifetime) < now.as_secs()
 }
 
 impl<K: Tuple> Translation<K> {
@@ -67,7 +58,7 @@ impl<K: Tuple> Translation<K> {
     #[must_use]
     pub fn is_orphan(&self, tracked: bool, taken: Option<End>, now: Duration) -> bool {
         let passed_by = self.key.flags() == DIR_IN && taken.is_some_and(|taken| taken != self.key.destination());
-        self.created + GRACE < now && (!tracked || passed_by)
+        self.created + Duration::from_secs(GRACE) < now && (!tracked || passed_by)
     }
 }
 
@@ -146,12 +137,6 @@ mod tests {
         assert!(!back.is_orphan(true, Some(end(1, 40000)), NOW));
         assert!(!back.is_orphan(true, None, NOW), "the next packet puts the row back");
         assert!(!leaving.is_orphan(true, Some(end(1, 40000)), NOW));
-    }
-
-    #[test]
-    fn a_connection_is_over_after_its_last_second() {
-        let entry = |lifetime| CtEntry { lifetime, ..CtEntry::default() };
-        assert!(is_over(&entry(999), NOW) && !is_over(&entry(1000), NOW));
     }
 
     #[test]

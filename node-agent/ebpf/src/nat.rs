@@ -327,10 +327,8 @@ fn source_of<F: Flows>(flows: &F, flow: &Flow, by: NetIp, kind: Kind, own: bool)
     }
     let mut tried = 0;
     while tried < PORTS_TAKEN_OVER {
-        let (port, key) = {
-            let port = random_port(flows);
-            (port, back(port))
-        };
+        let port = random_port(flows);
+        let key = back(port);
         if is_free_again(flows, flow, &key) {
             let source = End { ip: by, port };
             return (flows.put(&key, flow.source, own) && flows.put(&forth, source, own)).then_some(source);
@@ -380,7 +378,8 @@ pub fn arriving<F: Flows>(flows: &F, tables: &impl decide::Tables, received: Tra
     };
     if may_be_ours && let Some(to) = flows.translation(&flow.key(DIR_IN)) {
         let forth = Flow { source: to, destination: flow.source, protocol: flow.protocol };
-        if flows.connection(&forth.tracked(DIR_OUT)) == Connection::Over {
+        let tracked: F::Key = forth.tracked(DIR_OUT);
+        if flows.connection(&tracked) == Connection::Over {
             // By now the address may be another pod's.
             return None;
         }
@@ -389,7 +388,7 @@ pub fn arriving<F: Flows>(flows: &F, tables: &impl decide::Tables, received: Tra
             // Without this row the flow's next packet would leave with another port.
             flows.put(&key, flow.destination, to.ip == flow.destination.ip);
         }
-        flows.track(&forth.tracked(DIR_OUT), Way::Back, seen);
+        flows.track(&tracked, Way::Back, seen);
         return (to != flow.destination).then_some(to);
     }
     // Somebody outside who knows the way to the pod: the answer has to come from the address that was asked.

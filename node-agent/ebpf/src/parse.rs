@@ -1,5 +1,6 @@
 //! Headers. Every struct is the wire format, so byte order is in the types.
 
+pub use basal_maps::protocol;
 use basal_maps::{
     addr::{FAMILY_IPV4, FAMILY_IPV6, NetIp},
     reason::Reason,
@@ -23,34 +24,6 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// EtherType of an outer VLAN tag (802.1ad).
 pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
-
-/// Protocol numbers (IANA).
-pub mod protocol {
-    /// Hop-by-hop options of IPv6.
-    pub const HOP_BY_HOP: u8 = 0;
-    /// ICMP for IPv4.
-    pub const ICMP: u8 = 1;
-    /// TCP.
-    pub const TCP: u8 = 6;
-    /// UDP.
-    pub const UDP: u8 = 17;
-    /// DCCP.
-    pub const DCCP: u8 = 33;
-    /// Routing header of IPv6.
-    pub const ROUTING: u8 = 43;
-    /// Fragment header of IPv6.
-    pub const FRAGMENT: u8 = 44;
-    /// Authentication header.
-    pub const AUTHENTICATION: u8 = 51;
-    /// ICMP for IPv6.
-    pub const ICMPV6: u8 = 58;
-    /// Destination options of IPv6.
-    pub const DESTINATION_OPTIONS: u8 = 60;
-    /// SCTP.
-    pub const SCTP: u8 = 132;
-    /// UDP-Lite.
-    pub const UDP_LITE: u8 = 136;
-}
 
 /// Ethernet header.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -119,6 +119,13 @@ impl CtEntry {
         self.lifetime = now + self.seconds_left(is_tcp);
     }
 
+    /// True when its time is over, so many seconds after the machine started.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_over(&self, now: u64) -> bool {
+        (self.lifetime as u64) < now
+    }
+
     /// How long it is kept without another packet.
     #[inline(always)]
     const fn seconds_left(&self, tcp: bool) -> u32 {
@@ -172,6 +179,12 @@ mod tests {
         assert_eq!((entry.lifetime, entry.flags, entry.tx_flags_seen), (1065, 0, TCP_SYN), "the ports begin anew");
         entry.note(Way::Back, tcp(TCP_RST | TCP_ACK, 54), 1006);
         assert_eq!(entry.lifetime, 1016);
+    }
+
+    #[test]
+    fn a_connection_is_over_after_its_last_second() {
+        let entry = |lifetime| CtEntry { lifetime, ..CtEntry::default() };
+        assert!(entry(999).is_over(1000) && !entry(1000).is_over(1000));
     }
 
     #[test]

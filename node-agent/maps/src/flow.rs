@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
-use crate::addr::NetIp;
+use crate::addr::{FAMILY_IPV4, FAMILY_IPV6, NetIp};
 
 /// In [`TupleV4::flags`]: packets that leave.
 pub const DIR_OUT: u8 = 0;
@@ -69,6 +69,9 @@ pub struct End {
 
 /// A key of a family, for code that is the same for both.
 pub trait Tuple: Copy + Eq + Ord + FromBytes + IntoBytes + Immutable + KnownLayout {
+    /// [`FAMILY_IPV4`] or [`FAMILY_IPV6`].
+    const FAMILY: u8;
+
     /// The key of a packet from `source` to `destination`. The bytes of an address that the family has no room for are
     /// left out.
     fn new(source: End, destination: End, nexthdr: u8, flags: u8) -> Self;
@@ -95,73 +98,42 @@ pub trait Tuple: Copy + Eq + Ord + FromBytes + IntoBytes + Immutable + KnownLayo
     }
 }
 
-impl Tuple for TupleV4 {
-    #[inline(always)]
-    fn new(source: End, destination: End, nexthdr: u8, flags: u8) -> Self {
-        Self {
-            daddr: destination.ip.v4_octets(),
-            saddr: source.ip.v4_octets(),
-            dport: destination.port,
-            sport: source.port,
-            nexthdr,
-            flags,
+macro_rules! tuple {
+    ($key:ident, $family:expr, $address:ident => $octets:expr) => {
+        impl Tuple for $key {
+            const FAMILY: u8 = $family;
+
+            #[inline(always)]
+            fn new(source: End, destination: End, nexthdr: u8, flags: u8) -> Self {
+                let (daddr, saddr) = ($octets(destination.ip), $octets(source.ip));
+                Self { daddr, saddr, dport: destination.port, sport: source.port, nexthdr, flags }
+            }
+
+            #[inline(always)]
+            fn source(&self) -> End {
+                End { ip: NetIp::$address(self.saddr), port: self.sport }
+            }
+
+            #[inline(always)]
+            fn destination(&self) -> End {
+                End { ip: NetIp::$address(self.daddr), port: self.dport }
+            }
+
+            #[inline(always)]
+            fn nexthdr(&self) -> u8 {
+                self.nexthdr
+            }
+
+            #[inline(always)]
+            fn flags(&self) -> u8 {
+                self.flags
+            }
         }
-    }
-
-    #[inline(always)]
-    fn source(&self) -> End {
-        End { ip: NetIp::v4(self.saddr), port: self.sport }
-    }
-
-    #[inline(always)]
-    fn destination(&self) -> End {
-        End { ip: NetIp::v4(self.daddr), port: self.dport }
-    }
-
-    #[inline(always)]
-    fn nexthdr(&self) -> u8 {
-        self.nexthdr
-    }
-
-    #[inline(always)]
-    fn flags(&self) -> u8 {
-        self.flags
-    }
+    };
 }
 
-impl Tuple for TupleV6 {
-    #[inline(always)]
-    fn new(source: End, destination: End, nexthdr: u8, flags: u8) -> Self {
-        Self {
-            daddr: destination.ip.0,
-            saddr: source.ip.0,
-            dport: destination.port,
-            sport: source.port,
-            nexthdr,
-            flags,
-        }
-    }
-
-    #[inline(always)]
-    fn source(&self) -> End {
-        End { ip: NetIp::v6(self.saddr), port: self.sport }
-    }
-
-    #[inline(always)]
-    fn destination(&self) -> End {
-        End { ip: NetIp::v6(self.daddr), port: self.dport }
-    }
-
-    #[inline(always)]
-    fn nexthdr(&self) -> u8 {
-        self.nexthdr
-    }
-
-    #[inline(always)]
-    fn flags(&self) -> u8 {
-        self.flags
-    }
-}
+tuple!(TupleV4, FAMILY_IPV4, v4 => NetIp::v4_octets);
+tuple!(TupleV6, FAMILY_IPV6, v6 => (|ip: NetIp| ip.0));
 
 impl End {
     /// An end from an address and a port in host order.

@@ -18,6 +18,7 @@ pub mod mark;
 pub mod metrics;
 pub mod nat;
 pub mod node;
+pub mod protocol;
 pub mod reason;
 pub mod spec;
 pub mod tunnel;

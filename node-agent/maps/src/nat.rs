@@ -6,11 +6,14 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
-use crate::addr::NetIp;
+use crate::{addr::NetIp, flow::End};
 
 /// The lowest port that a masqueraded packet leaves with: the first beyond those of NodePorts
 /// (`node-port-range`, 30000 to 32767).
 pub const MIN_PORT: u16 = 32768;
+
+/// How many seconds a translation may be without its connection: programs make the one before the other.
+pub const GRACE: u64 = 10;
 
 /// Value of `cilium_snat_v4_external` (Cilium: `ipv4_nat_entry`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -51,6 +54,48 @@ pub struct NatEntryV6 {
     /// Zero.
     pub pad3: [u8; 6],
 }
+
+/// A row of NAT of a family, for code that is the same for both.
+pub trait NatEntry: FromBytes {
+    /// A row that was made so many nanoseconds after the machine started; `own` for a flow of the node's own.
+    fn new(to: End, created: u64, own: bool) -> Self;
+    /// What an end of the flow becomes.
+    fn to(&self) -> End;
+    /// When it was made, in nanoseconds since the machine started.
+    fn created(&self) -> u64;
+    /// 1 for a flow of the node's own.
+    fn needs_ct(&self) -> u64;
+}
+
+macro_rules! nat_entry {
+    ($entry:ident, $address:ident => $octets:expr) => {
+        impl NatEntry for $entry {
+            #[inline(always)]
+            fn new(to: End, created: u64, own: bool) -> Self {
+                let (to_addr, to_port) = ($octets(to.ip), to.port);
+                Self { created, needs_ct: u64::from(own), to_addr, to_port, ..Self::default() }
+            }
+
+            #[inline(always)]
+            fn to(&self) -> End {
+                End { ip: NetIp::$address(self.to_addr), port: self.to_port }
+            }
+
+            #[inline(always)]
+            fn created(&self) -> u64 {
+                self.created
+            }
+
+            #[inline(always)]
+            fn needs_ct(&self) -> u64 {
+                self.needs_ct
+            }
+        }
+    };
+}
+
+nat_entry!(NatEntryV4, v4 => NetIp::v4_octets);
+nat_entry!(NatEntryV6, v6 => (|ip: NetIp| ip.0));
 
 /// Key of `basal_masquerade`, a map of our own: a device and a family. Cilium keeps the address in the programs of each
 /// device instead.

@@ -7,10 +7,10 @@ use aya::{
     maps::{HashMap, Map},
 };
 use basal_maps::{
-    addr::NetIp,
     conntrack::CtEntry,
-    flow::{DIR_OUT, End, Tuple, TupleV4, TupleV6},
-    nat::{NatEntryV4, NatEntryV6},
+    flow::{DIR_OUT, Tuple, TupleV4, TupleV6},
+    nat::{NatEntry, NatEntryV4, NatEntryV6},
+    protocol,
     spec::{self, MapSpec},
 };
 use nix::{
@@ -23,10 +23,7 @@ use super::{
     batch,
     maps::{PinnedMaps, errno},
 };
-use crate::flows::{MapUse, Translation, is_over, translations_of};
-
-/// TCP's number (IANA).
-const TCP: u8 = 6;
+use crate::flows::{MapUse, Translation, translations_of};
 
 /// The maps of one family.
 struct Family {
@@ -37,32 +34,6 @@ struct Family {
 
 const IPV4: Family = Family { tcp: &spec::CT4_TCP, any: &spec::CT4_ANY, nat: &spec::NAT4 };
 const IPV6: Family = Family { tcp: &spec::CT6_TCP, any: &spec::CT6_ANY, nat: &spec::NAT6 };
-
-/// A value of a map of NAT.
-trait Entry: FromBytes {
-    fn to(&self) -> End;
-    fn created(&self) -> Duration;
-}
-
-impl Entry for NatEntryV4 {
-    fn to(&self) -> End {
-        End { ip: NetIp::v4(self.to_addr), port: self.to_port }
-    }
-
-    fn created(&self) -> Duration {
-        Duration::from_nanos(self.created)
-    }
-}
-
-impl Entry for NatEntryV6 {
-    fn to(&self) -> End {
-        End { ip: NetIp::v6(self.to_addr), port: self.to_port }
-    }
-
-    fn created(&self) -> Duration {
-        Duration::from_nanos(self.created)
-    }
-}
 
 /// An open map of flows with keys of so many bytes and values of so many.
 struct FlowMap<const K: usize, const V: usize> {
@@ -135,7 +106,7 @@ pub(super) fn collect(maps: &PinnedMaps) -> io::Result<Vec<MapUse>> {
     Ok(used)
 }
 
-fn collect_family<T: Tuple, N: Entry, const K: usize, const V: usize>(
+fn collect_family<T: Tuple, N: NatEntry, const K: usize, const V: usize>(
     maps: &PinnedMaps,
     family: &Family,
     used: &mut Vec<MapUse>,
@@ -165,7 +136,7 @@ where
 type Connections<const K: usize> = FlowMap<K, { size_of::<CtEntry>() }>;
 
 /// Takes away the connections whose time is over, each with its translations; answers how many those were.
-fn end_connections<T: Tuple, N: Entry, const K: usize, const V: usize>(
+fn end_connections<T: Tuple, N: NatEntry, const K: usize, const V: usize>(
     connections: &mut Connections<K>,
     nat: &mut FlowMap<K, V>,
     used: &mut Vec<MapUse>,
@@ -177,7 +148,7 @@ where
     let (at, mut rows, mut over) = (now()?, 0, Vec::new());
     connections.each(|key, entry| {
         rows += 1;
-        if is_over(&read(entry)?, at) {
+        if read::<CtEntry>(entry)?.is_over(at.as_secs()) {
             over.push(read::<T>(key)?);
         }
         Ok(())
@@ -186,7 +157,7 @@ where
     for key in over {
         // A packet may have come by since.
         let Some(entry) = connections.get(&key)? else { continue };
-        if !is_over(&read(&entry)?, now()?) || !connections.remove(&key)? {
+        if !read::<CtEntry>(&entry)?.is_over(now()?.as_secs()) || !connections.remove(&key)? {
             continue;
         }
         deleted += 1;
@@ -200,7 +171,7 @@ where
 }
 
 /// How many translations there are, and those that belong to no connection.
-fn orphans<T: Tuple, N: Entry, const K: usize, const V: usize>(
+fn orphans<T: Tuple, N: NatEntry, const K: usize, const V: usize>(
     tcp: &Connections<K>,
     any: &Connections<K>,
     nat: &FlowMap<K, V>,
@@ -213,8 +184,8 @@ where
     nat.each(|key, entry| {
         rows += 1;
         let (key, entry) = (read::<T>(key)?, read::<N>(entry)?);
-        let row = Translation { key, to: entry.to(), created: entry.created() };
-        let of_protocol = if key.nexthdr() == TCP { tcp } else { any };
+        let row = Translation { key, to: entry.to(), created: Duration::from_nanos(entry.created()) };
+        let of_protocol = if key.nexthdr() == protocol::TCP { tcp } else { any };
         let tracked = of_protocol.get(&row.connection())?.is_some();
         let taken = nat.get(&row.leaving())?.map(|entry| read::<N>(&entry)).transpose()?;
         if row.is_orphan(tracked, taken.map(|entry| entry.to()), at) {

@@ -12,22 +12,20 @@ use basal_maps::{
     addr::NetIp,
     conntrack::{CtEntry, Seen, Way},
     flow::{End, TupleV4, TupleV6},
-    nat::{NatEntryV4, NatEntryV6},
+    nat::{GRACE, NatEntry, NatEntryV4, NatEntryV6},
 };
 
 use super::maps::{CT4_ANY, CT4_TCP, CT6_ANY, CT6_TCP, EXEMPT4, EXEMPT6, NAT4, NAT6};
 
 const NANOSECONDS: u64 = 1_000_000_000;
-/// How long a row of NAT may be without its connection: the one is made before the other. In nanoseconds.
-const GRACE: u64 = 10 * NANOSECONDS;
 /// Make a row only where there is none (`BPF_NOEXIST`, linux/bpf.h).
 const NO_EXIST: u64 = 1;
 
-/// Seconds since the machine started.
+/// Nanoseconds since the machine started.
 #[inline(always)]
-fn seconds() -> u32 {
+fn nanoseconds() -> u64 {
     // SAFETY: plain helper call.
-    (unsafe { bpf_ktime_get_ns() } / NANOSECONDS) as u32
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Notes a packet in a map of connection tracking. A full map loses track of a connection, never a packet.
@@ -38,7 +36,7 @@ fn track<K, const MAX: usize, const FLAGS: usize>(
     way: Way,
     seen: Seen,
 ) {
-    let now = seconds();
+    let now = (nanoseconds() / NANOSECONDS) as u32;
     if let Some(entry) = map.get_ptr_mut(key) {
         // SAFETY: the row's memory stays a row's. Another CPU may note a packet at the same time: a count may be lost.
         unsafe { (*entry).note(way, seen, now) };
@@ -51,24 +49,10 @@ fn track<K, const MAX: usize, const FLAGS: usize>(
 
 macro_rules! flows {
     ($(#[$doc:meta])* $name:ident, $key:ty, $entry:ident, $nat:ident, $tcp:ident, $any:ident, $exempt:ident,
-     $bits:literal, $from:expr, $into:expr) => {
+     $bits:literal, $octets:expr) => {
         $(#[$doc])*
         #[derive(Default)]
         pub(super) struct $name;
-
-        impl $name {
-            #[inline(always)]
-            fn entry(to: End, own: bool) -> $entry {
-                $entry {
-                    // SAFETY: plain helper call.
-                    created: unsafe { bpf_ktime_get_ns() },
-                    needs_ct: u64::from(own),
-                    to_addr: $into(to.ip),
-                    to_port: to.port,
-                    ..Default::default()
-                }
-            }
-        }
 
         impl Flows for $name {
             type Key = $key;
@@ -76,18 +60,17 @@ macro_rules! flows {
             #[inline(always)]
             fn translation(&self, key: &$key) -> Option<End> {
                 // SAFETY: the row's memory stays a row's; it is copied at once.
-                let entry = unsafe { $nat.get(key) }?;
-                Some(End { ip: $from(entry.to_addr), port: entry.to_port })
+                unsafe { $nat.get(key) }.map(NatEntry::to)
             }
 
             #[inline(always)]
             fn claim(&self, key: &$key, to: End, own: bool) -> bool {
-                $nat.insert(key, &Self::entry(to, own), NO_EXIST).is_ok()
+                $nat.insert(key, &$entry::new(to, nanoseconds(), own), NO_EXIST).is_ok()
             }
 
             #[inline(always)]
             fn put(&self, key: &$key, to: End, own: bool) -> bool {
-                $nat.insert(key, &Self::entry(to, own), 0).is_ok()
+                $nat.insert(key, &$entry::new(to, nanoseconds(), own), 0).is_ok()
             }
 
             #[inline(always)]
@@ -99,8 +82,7 @@ macro_rules! flows {
             fn is_settled(&self, key: &$key) -> bool {
                 // SAFETY: as above.
                 let Some(entry) = (unsafe { $nat.get(key) }) else { return true };
-                // SAFETY: plain helper call.
-                entry.created + GRACE < unsafe { bpf_ktime_get_ns() }
+                entry.created + GRACE * NANOSECONDS < nanoseconds()
             }
 
             #[inline(always)]
@@ -109,7 +91,7 @@ macro_rules! flows {
                 let entry = unsafe { if key.nexthdr == protocol::TCP { $tcp.get(key) } else { $any.get(key) } };
                 match entry {
                     None => Connection::Unknown,
-                    Some(entry) if entry.lifetime < seconds() => Connection::Over,
+                    Some(entry) if entry.is_over(nanoseconds() / NANOSECONDS) => Connection::Over,
                     Some(_) => Connection::Live,
                 }
             }
@@ -131,7 +113,7 @@ macro_rules! flows {
 
             #[inline(always)]
             fn is_exempt(&self, ip: NetIp) -> bool {
-                $exempt.get(&Key::new($bits, $into(ip))).is_some()
+                $exempt.get(&Key::new($bits, $octets(ip))).is_some()
             }
         }
     };
@@ -139,9 +121,9 @@ macro_rules! flows {
 
 flows!(
     /// IPv4's.
-    FlowsV4, TupleV4, NatEntryV4, NAT4, CT4_TCP, CT4_ANY, EXEMPT4, 32, NetIp::v4, NetIp::v4_octets
+    FlowsV4, TupleV4, NatEntryV4, NAT4, CT4_TCP, CT4_ANY, EXEMPT4, 32, NetIp::v4_octets
 );
 flows!(
     /// IPv6's.
-    FlowsV6, TupleV6, NatEntryV6, NAT6, CT6_TCP, CT6_ANY, EXEMPT6, 128, NetIp::v6, (|ip: NetIp| ip.0)
+    FlowsV6, TupleV6, NatEntryV6, NAT6, CT6_TCP, CT6_ANY, EXEMPT6, 128, (|ip: NetIp| ip.0)
 );
