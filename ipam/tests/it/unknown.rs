@@ -69,20 +69,25 @@ fn a_write_that_takes_effect_after_the_reload_does_what_the_next_one_would() {
     assert_eq!(rig.written(), ["10.0.0.0/24 a granted", "10.0.1.0/24 b granted"]);
 }
 
-#[test]
-fn a_change_that_no_longer_fits_is_taken_back() {
+/// A grant to `a` that was on its way when somebody wrote a block to another node behind the allocator's back.
+fn overtaken_by(block: &str) -> Rig {
     let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
     rig.serve("other");
     rig.grant("a").unwrap();
     let batch = rig.allocator.next_batch(LIMITS).unwrap();
-    // Somebody writes the block to another node behind the allocator's back.
     for (version, cell) in rig.ledger.cells.values_mut() {
-        let block = cell.blocks()[&cidr("10.0.0.0/24")].clone();
-        cell.set(cidr("10.0.1.0/25"), block).unwrap();
+        let others = cell.blocks()[&cidr("10.0.0.0/24")].clone();
+        cell.set(cidr(block), others).unwrap();
         version.0 += 1;
     }
     let answer = rig.commit(&batch);
     assert_eq!(rig.allocator.settle(batch.id, &answer, secs(0)).next, Next::Reload);
+    rig
+}
+
+#[test]
+fn a_change_that_no_longer_fits_is_taken_back() {
+    let mut rig = overtaken_by("10.0.1.0/25");
     let settled = rig.reload(secs(0));
     assert_eq!(settled.undone, [node("a")].into());
     assert_eq!(rig.serve("a"), ["10.0.2.0/24"]);
@@ -90,18 +95,8 @@ fn a_change_that_no_longer_fits_is_taken_back() {
 
 #[test]
 fn a_block_that_somebody_else_wrote_is_theirs() {
-    let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 24));
-    rig.serve("other");
-    rig.grant("a").unwrap();
-    let batch = rig.allocator.next_batch(LIMITS).unwrap();
     // The very block that was to be a's.
-    for (version, cell) in rig.ledger.cells.values_mut() {
-        let block = cell.blocks()[&cidr("10.0.0.0/24")].clone();
-        cell.set(cidr("10.0.1.0/24"), block).unwrap();
-        version.0 += 1;
-    }
-    let answer = rig.commit(&batch);
-    assert_eq!(rig.allocator.settle(batch.id, &answer, secs(0)).next, Next::Reload);
+    let mut rig = overtaken_by("10.0.1.0/24");
     assert_eq!(rig.reload(secs(0)).undone, [node("a")].into());
     rig.write(secs(0));
     assert_eq!(rig.written(), ["10.0.0.0/24 other granted", "10.0.1.0/24 other granted"]);
