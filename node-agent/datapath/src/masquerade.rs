@@ -74,11 +74,37 @@ impl fmt::Display for DevicePattern {
     }
 }
 
+/// A device that has programs that masquerade.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Masquerading<'a> {
+    /// Its name.
+    pub(crate) link: &'a IfName,
+    /// Its interface index.
+    index: u32,
+    /// The addresses that it masquerades with, one of a family at most.
+    by: Vec<IpAddr>,
+}
+
+/// Where the programs go.
+pub(crate) fn masquerade_hooks(devices: &[Masquerading<'_>]) -> impl Iterator<Item = Hook> {
+    devices.iter().flat_map(|device| hooks_of(device.link))
+}
+
+fn hooks_of(link: &IfName) -> [Hook; 2] {
+    [Symbol::FromNetdev, Symbol::ToNetdev].map(|symbol| Hook::Device { link: link.clone(), symbol })
+}
+
+/// The devices that have their programs: what leaves there needs no rule of nftables. Everywhere else, and for as long as
+/// the kernel does not take the programs, the rule masquerades.
+pub(crate) fn masqueraded_by_programs(devices: &[Masquerading<'_>], found: &NodeState) -> BTreeSet<IfName> {
+    let is_ours = |hook: &Hook| found.hooks.get(hook).is_some_and(|hash| *hash != ProgramHash::FOREIGN);
+    let links = devices.iter().map(|device| device.link);
+    links.filter(|link| hooks_of(link).iter().all(is_ours)).cloned().collect()
+}
+
 impl NodePlan {
-    /// Where the programs are that masquerade: each device with the addresses that it masquerades with, one of a family at
-    /// most.
-    #[must_use]
-    pub fn masquerading<'a>(&self, observed: &'a Observed) -> Vec<(&'a IfName, &'a Device, Vec<IpAddr>)> {
+    /// The devices that programs masquerade on.
+    pub(crate) fn masquerading<'a>(&self, observed: &'a Observed) -> Vec<Masquerading<'a>> {
         let Some(masquerade) = &self.bpf_masquerade else { return Vec::new() };
         let candidates = observed.devices.iter().filter(|(name, device)| {
             // Programs look for an Ethernet header.
@@ -86,18 +112,13 @@ impl NodePlan {
                 && device.mac.is_some_and(|mac| mac != [0; 6])
                 && self.leads_out(masquerade, name, observed)
         });
-        candidates
-            .map(|(name, device)| {
-                let families = [(false, self.masquerade_ipv4), (true, self.masquerade_ipv6)];
-                let on = families.into_iter().filter(|(_, on)| *on);
-                (
-                    name,
-                    device,
-                    on.filter_map(|(v6, _)| self.masquerade_address(device, v6, observed)).collect::<Vec<_>>(),
-                )
-            })
-            .filter(|(_, _, addresses)| !addresses.is_empty())
-            .collect()
+        let families = [(false, self.masquerade_ipv4), (true, self.masquerade_ipv6)];
+        let on = families.into_iter().filter(|(_, on)| *on).map(|(v6, _)| v6);
+        let with_addresses = candidates.map(|(link, device)| {
+            let by = on.clone().filter_map(|v6| self.masquerade_address(device, v6, observed)).collect();
+            Masquerading { link, index: device.index, by }
+        });
+        with_addresses.filter(|device| !device.by.is_empty()).collect()
     }
 
     fn leads_out(&self, masquerade: &BpfMasquerade, name: &IfName, observed: &Observed) -> bool {
@@ -123,17 +144,6 @@ impl NodePlan {
             .or_else(|| nodes().find(|ip| observed.device_with(*ip).is_some()))
     }
 
-    /// The devices that have their programs: what leaves there needs no rule of nftables. Everywhere else, and for as long as
-    /// the kernel does not take the programs, the rule masquerades.
-    pub(crate) fn masqueraded_by_programs(&self, observed: &Observed) -> BTreeSet<IfName> {
-        let has = |link: &IfName, symbol| {
-            let hook = Hook::Device { link: link.clone(), symbol };
-            observed.state.hooks.get(&hook).is_some_and(|hash| *hash != ProgramHash::FOREIGN)
-        };
-        let devices = self.masquerading(observed).into_iter().map(|(link, _, _)| link);
-        devices.filter(|link| has(link, Symbol::ToNetdev) && has(link, Symbol::FromNetdev)).cloned().collect()
-    }
-
     /// What the load-time constants say of it.
     pub(crate) fn masquerade_config(&self, config: Config) -> Config {
         let Some(BpfMasquerade { remote_nodes, sizes, .. }) = &self.bpf_masquerade else { return config };
@@ -147,23 +157,14 @@ impl NodePlan {
         }
     }
 
-    /// Programs on devices.
-    pub(crate) fn masquerade_hooks(&self, observed: &Observed, hash: ProgramHash, state: &mut NodeState) {
-        for (link, _, _) in self.masquerading(observed) {
-            for symbol in [Symbol::FromNetdev, Symbol::ToNetdev] {
-                state.hooks.insert(Hook::Device { link: link.clone(), symbol }, hash);
-            }
-        }
-    }
-
     /// Rows that the programs read.
-    pub(crate) fn masquerade_rows(&self, observed: &Observed, state: &mut NodeState) {
+    pub(crate) fn masquerade_rows(&self, devices: &[Masquerading<'_>], state: &mut NodeState) {
         if self.bpf_masquerade.is_none() {
             return;
         }
-        for (_, device, addresses) in self.masquerading(observed) {
-            for by in addresses {
-                rows::masquerade(device.index, by).insert_into(&mut state.maps);
+        for device in devices {
+            for by in &device.by {
+                rows::masquerade(device.index, *by).insert_into(&mut state.maps);
             }
         }
         for v6 in [false, true] {
@@ -229,7 +230,7 @@ mod tests {
 
     fn found(plan: &NodePlan) -> Vec<(String, Vec<IpAddr>)> {
         let observed = devices();
-        plan.masquerading(&observed).into_iter().map(|(name, _, ips)| (name.to_string(), ips)).collect()
+        plan.masquerading(&observed).into_iter().map(|device| (device.link.to_string(), device.by)).collect()
     }
 
     #[test]
@@ -250,7 +251,7 @@ mod tests {
         let mut observed = devices();
         observed.devices.insert(name("eth1"), device(3, &["fe80::3/64"]));
         let found = masquerading(&["eth1"]);
-        assert_eq!(found.masquerading(&observed)[0].2, [ip("192.168.0.1")]);
+        assert_eq!(found.masquerading(&observed)[0].by, [ip("192.168.0.1")]);
         observed.devices.remove(&name("eth0"));
         assert!(found.masquerading(&observed).is_empty());
     }

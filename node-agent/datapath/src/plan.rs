@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use crate::{
     forward,
     kernel::Observed,
-    masquerade::BpfMasquerade,
+    masquerade::{BpfMasquerade, Masquerading, masquerade_hooks, masqueraded_by_programs},
     names::IfName,
     nft::{self, Masquerade, NftPlan},
     program::ProgramHash,
@@ -170,10 +170,11 @@ impl NodePlan {
         self.devices(&mut state);
         self.routes(observed, &mut state);
         state.maps = self.rows();
-        self.masquerade_rows(observed, &mut state);
+        let devices = self.masquerading(observed);
+        self.masquerade_rows(&devices, &mut state);
         self.endpoints(observed, &mut state);
-        self.programs(observed, &mut state);
-        let by_programs = self.masqueraded_by_programs(observed);
+        self.programs(observed, &devices, &mut state);
+        let by_programs = masqueraded_by_programs(&devices, &observed.state);
         let masquerades = |v6, on: bool| {
             on.then(|| Masquerade { keeps_source: self.keeps_source(v6), by_programs: by_programs.clone() })
         };
@@ -318,7 +319,7 @@ impl NodePlan {
         }
     }
 
-    fn programs(&self, observed: &Observed, state: &mut NodeState) {
+    fn programs(&self, observed: &Observed, devices: &[Masquerading<'_>], state: &mut NodeState) {
         let usable = |name: &IfName| match (state.links.get(name), observed.state.links.get(name)) {
             (Some(wanted), Some(found)) => wanted.kind.fits(&found.kind),
             _ => false,
@@ -358,7 +359,7 @@ impl NodePlan {
             state.hooks.insert(Hook::Policy { id: *id }, hash);
             state.hooks.insert(Hook::Endpoint { id: *id, link: endpoint.link.clone() }, hash);
         }
-        self.masquerade_hooks(observed, hash, state);
+        state.hooks.extend(masquerade_hooks(devices).map(|hook| (hook, hash)));
         state.programs.insert(hash);
         state.config = Some(config);
     }

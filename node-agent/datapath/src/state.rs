@@ -272,9 +272,8 @@ impl Symbol {
         Self::ToNetdev,
     ];
 
-    /// Those that a set with these constants has.
-    pub fn of(config: &Config) -> impl Iterator<Item = Self> + use<> {
-        let masquerades = config.bpf_masquerade();
+    /// Those of a set that masquerades, or of one that does not.
+    pub fn of(masquerades: bool) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |symbol| masquerades || !symbol.is_for_masquerading())
     }
 

@@ -15,7 +15,6 @@ use basal_e2e::{
     bench::{Row, median},
     say::say,
 };
-use basal_maps::config::Config;
 
 use super::{
     load,
@@ -117,7 +116,7 @@ pub(crate) fn under_load(
     let mut rows = Vec::new();
     let mut totals = Vec::new();
     for (node, side) in world.nodes.iter().zip(["sender", "receiver"]) {
-        for symbol in Symbol::of(&Config::UNSET) {
+        for symbol in Symbol::of(false) {
             totals.push((side, symbol, node.programs().join(symbol.as_str())));
         }
     }

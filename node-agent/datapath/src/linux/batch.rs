@@ -36,23 +36,23 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EINVAL))
 }
 
-/// Hands each row to `visit`, until that fails. One that is there from beginning to end is seen once; one that comes or goes meanwhile may or
-/// may not be.
-pub(super) fn each<E: From<io::Error>>(
+/// Hands each row to `visit`, until that fails. One that is there from beginning to end is seen once; one that comes or goes
+/// meanwhile may or may not be.
+pub(super) fn each(
     map: &MapData,
     key_size: usize,
     value_size: usize,
-    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
-) -> Result<(), E> {
+    mut visit: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut rows = ROWS;
-    let (mut cursor, mut started) = ([0_u8; CURSOR], false);
+    let mut cursor: Option<[u8; CURSOR]> = None;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     loop {
         keys.resize(key_size * rows as usize, 0);
         values.resize(value_size * rows as usize, 0);
         let mut next = [0_u8; CURSOR];
         let mut attributes = LookupBatch {
-            in_batch: if started { cursor.as_ptr() as u64 } else { 0 },
+            in_batch: cursor.as_ref().map_or(0, |cursor| cursor.as_ptr() as u64),
             out_batch: next.as_mut_ptr() as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
@@ -68,14 +68,13 @@ pub(super) fn each<E: From<io::Error>>(
             libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size_of::<LookupBatch>())
         };
         let error = (result < 0).then(io::Error::last_os_error);
-        let ended = match &error {
-            None => false,
-            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Some(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+        let ended = match error.as_ref().and_then(io::Error::raw_os_error) {
+            Some(libc::ENOSPC) => {
                 rows = rows.saturating_mul(2);
                 continue;
             }
-            Some(_) => return error.map_or(Ok(()), |error| Err(error.into())),
+            Some(libc::ENOENT) => true,
+            _ => error.map_or(Ok(false), Err)?,
         };
         let found = attributes.count as usize;
         for (key, value) in keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(found) {
@@ -84,6 +83,6 @@ pub(super) fn each<E: From<io::Error>>(
         if ended {
             return Ok(());
         }
-        (cursor, started) = (next, true);
+        cursor = Some(next);
     }
 }

@@ -222,6 +222,14 @@ impl Drop for LinuxKernel {
     }
 }
 
+/// Removes a pin; one that is not there is no error.
+fn remove_pin(pin: &Path) -> io::Result<()> {
+    match std::fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a folder of pins with everything in it; one that is not there is no error.
 fn remove_pins(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {

@@ -23,7 +23,7 @@ use basal_maps::{
     spec,
 };
 
-use super::{Paths, fault::Fault, maps, remove_pins};
+use super::{Paths, fault::Fault, maps, remove_pin, remove_pins};
 use crate::{
     kernel::ReadError,
     program::ProgramHash,
@@ -94,7 +94,7 @@ fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<
     for (map, rows) in rows.iter().filter(|(map, _)| fresh.contains(map.spec().name)) {
         fill(*map, rows, staging)?;
     }
-    for symbol in Symbol::of(config) {
+    for symbol in Symbol::of(config.bpf_masquerade()) {
         let name = symbol.as_str();
         let program = object.program_mut(name).ok_or_else(|| Fault::at(name, "the BPF object has no such program"))?;
         let program: &mut SchedClassifier = program.try_into().map_err(|error| Fault::at(name, chain(&error)))?;
@@ -148,21 +148,15 @@ pub(super) fn unload(paths: &Paths, hash: ProgramHash) -> Result<(), Fault> {
     let dir = paths.programs();
     let set = dir.join(hash.to_string());
     remove_pins(&set).map_err(|error| Fault::path(&set, error))?;
+    let left = sets(&dir).map_err(|error| Fault::path(&dir, error))?;
     for map in &spec::OF_MASQUERADING {
-        let in_use = sets(&dir).and_then(|sets| any(&sets, |(_, set)| set.join(map.name).try_exists()));
+        let in_use = any(&left, |(_, set)| set.join(map.name).try_exists());
         let public = paths.maps().join(map.name);
         if !in_use.map_err(|error| Fault::path(&dir, error))? {
             remove_pin(&public).map_err(|error| Fault::path(&public, error))?;
         }
     }
     Ok(())
-}
-
-fn remove_pin(pin: &Path) -> io::Result<()> {
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Lists the sets. One that lacks a program, or whose maps are not those under the public names, is not usable: it is
@@ -217,7 +211,7 @@ fn usable(paths: &Paths, set: &Path) -> io::Result<Option<BTreeMap<Symbol, u32>>
         }
     }
     let mut programs = BTreeMap::new();
-    for symbol in Symbol::ALL.into_iter().filter(|symbol| masquerades || !symbol.is_for_masquerading()) {
+    for symbol in Symbol::of(masquerades) {
         let path = set.join(symbol.as_str());
         if !path.try_exists()? {
             return Ok(None);

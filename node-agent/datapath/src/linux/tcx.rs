@@ -16,7 +16,7 @@ use super::{
     fault::Fault,
     hooks::attach_type,
     programs::{Loaded, chain, make_dir},
-    sys,
+    remove_pin, sys,
 };
 use crate::{
     kernel::{Observed, ReadError},
@@ -89,10 +89,7 @@ fn is_on(pin: &Path, link: &IfName) -> Result<bool, Fault> {
 }
 
 fn unpin(pin: &Path) -> Result<(), Fault> {
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Fault::path(pin, error)),
-        _ => Ok(()),
-    }
+    remove_pin(pin).map_err(|error| Fault::path(pin, error))
 }
 
 /// Reads the pinned links. `observed` has the devices already.
