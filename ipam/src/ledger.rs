@@ -276,6 +276,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// Replaces cells, all or none, if the fence holds `term` and each cell is at the version that was read.
     async fn swap(&self, term: &TermId, batch: &[CellSwap]) -> SwapAnswer;
 
+    /// Notes the end of a term of which nothing is under way, where that spares the next one work. Nothing else depends on it.
+    async fn end(&self, _term: &TermId) {}
+
     /// How much a batch may hold.
     fn limits(&self) -> Limits;
 }

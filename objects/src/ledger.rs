@@ -8,7 +8,9 @@
 //!   resourceVersion that was read, which makes every older resourceVersion worthless. Whoever led before looks at the
 //!   fence first in each swap, so at most the one write that it had under way may still get in, and only into a cell that is
 //!   not stamped yet: the stamp fails on it then, reads the cell again, and the new leader loads the claim with the rest.
-//!   After [`Ledger::take_fence`] no swap of an earlier term changes a cell that was there.
+//!   After [`Ledger::take_fence`] no swap of an earlier term changes a cell that was there. A term that ends with an answer to
+//!   every write of its own says so in `spec.endedTerm`: who takes the fence from it has nothing to stamp. The mark names the
+//!   term, so it is worth nothing once another one, of whatever version of Basal, has taken the fence.
 //! - **A new cell** is first put on the list in the Ledger, at the resourceVersion at which the Ledger held this term, and then
 //!   created. So two leaders with different masks never make cells that overlap, a create that comes late meets the cell of
 //!   the successor (or is met by it: one name, one object), and a cell that is missing is told from one that never was.
@@ -21,6 +23,7 @@
 //! restored snapshot; either ends the term.
 
 mod active;
+mod fence;
 mod format;
 mod watch;
 
@@ -40,14 +43,12 @@ use basal_ipam::{
     names::TermId,
 };
 use basal_runtime::{outcome::Outcome, sync::lock};
-use futures::{
-    StreamExt as _,
-    stream::{self, BoxStream},
-};
+use futures::stream::BoxStream;
 use serde_json::{Value, json};
 
 use self::{
     active::not_active,
+    fence::Unanswered,
     format::{FormatError, LedgerSeen, Sorted},
     watch::Follower,
 };
@@ -65,9 +66,6 @@ use crate::{
 
 /// etcd takes 1.5 MiB in a request by default; the rest is for metadata and managed fields.
 const MAX_BYTES: usize = 1 << 20;
-
-/// Cells that are stamped at the same time.
-const STAMPS_AT_ONCE: usize = 16;
 
 /// How often a write is made anew because somebody else changed the object in between. Those who may are few: annotations,
 /// a status, the one write of a former leader.
@@ -97,6 +95,10 @@ struct Seen {
     ledger: Option<(String, Version)>,
     /// The fence at the last load.
     fence: FenceSeen,
+    /// The term that took the fence, with every write of an earlier one behind it.
+    taken: Option<TermId>,
+    /// What it sent.
+    unanswered: Unanswered,
     /// The newest list of cells.
     list: i64,
     /// The uids of cells that were there.
@@ -105,6 +107,13 @@ struct Seen {
     cells: SeenCells,
     /// Why the store is not what it was.
     replaced: Option<String>,
+}
+
+impl Seen {
+    /// Whether nothing of a term is under way any more, or of one before it.
+    fn is_settled(&self, term: &TermId) -> bool {
+        self.taken.as_ref() == Some(term) && self.unanswered.is_none()
+    }
 }
 
 /// What ends a sequence of writes early.
@@ -260,34 +269,6 @@ impl ObjectLedger {
         Ok((revision, format::sort(&self.cluster, list.items)))
     }
 
-    /// Puts the term into the Ledger, or makes one with it.
-    async fn put_term(&self, seen: &FenceSeen, term: &TermId) -> Result<(), Halt> {
-        for _ in 0..TRIES {
-            let ledger = self.read().await?;
-            let outcome = match &ledger {
-                None if seen.value.is_some() || self.role == Role::Filled => {
-                    return Err(Halt::Replaced("the Ledger was deleted".to_owned()));
-                }
-                None => {
-                    let ours = format::new_ledger(&self.cluster, LedgerStore::CustomResources, Some(term));
-                    self.wrote_ledger(self.objects.create(LEDGER, ours).await)
-                }
-                Some(ledger) if !self.admits(ledger) => {
-                    return Err(not_active(ledger.store, LedgerStore::CustomResources).into());
-                }
-                // The list of cells changes the object as well. A term that is replaced never comes back, so its id
-                // tells whether somebody took the fence since.
-                Some(ledger) if ledger.fence().value != seen.value => return Err(Halt::FenceLost),
-                Some(ledger) => self.patch_ledger(ledger, json!({ "term": term.as_str() })).await,
-            };
-            match outcome {
-                Err(Halt::Conflict) => {}
-                other => return other,
-            }
-        }
-        Err(Halt::Conflict)
-    }
-
     /// Changes the specification of the Ledger at the version that was read.
     async fn patch_ledger(&self, ledger: &LedgerSeen, spec: Value) -> Result<(), Halt> {
         let patch = patch(&ledger.uid, ledger.version, json!({ "spec": spec }));
@@ -298,36 +279,6 @@ impl ObjectLedger {
     fn wrote_ledger(&self, outcome: Outcome<Object, Refusal>) -> Result<(), Halt> {
         let ledger = LedgerSeen::parse(&written(outcome)?)?;
         Ok(self.note(None, Some(&ledger))?)
-    }
-
-    /// Writes the term into every cell, and puts cells on the list that are not (a Ledger that was lost comes back so).
-    async fn stamp_all(&self, term: &TermId) -> Result<(), Halt> {
-        let (_, Sorted { cells, .. }) = self.list().await?;
-        let known: Vec<CellId> = cells.keys().copied().collect();
-        let stamps = stream::iter(cells).map(|(id, object)| self.stamp(term, id, object));
-        let stamped: Vec<Result<(), Halt>> = stamps.buffer_unordered(STAMPS_AT_ONCE).collect().await;
-        stamped.into_iter().collect::<Result<(), Halt>>()?;
-        self.put_on_list(term, &known).await
-    }
-
-    async fn stamp(&self, term: &TermId, id: CellId, object: Object) -> Result<(), Halt> {
-        let (key, mut object) = (self.cell_key(id), object);
-        for _ in 0..TRIES {
-            let body = format::stamp(term, &object);
-            let outcome = self.objects.patch(POD_CIDR_CELL, &key, patch(object.uid(), format::version(&object)?, body));
-            match written(outcome.await) {
-                Err(Halt::Conflict) => {}
-                other => return other.map(drop),
-            }
-            // A former leader wrote a claim, or a later one its own stamp.
-            self.read_own(term).await?;
-            let again = self.objects.get(POD_CIDR_CELL, &key).await.map_err(|error| read_failed(&error))?;
-            match again {
-                Some(again) => object = again,
-                None => return Ok(()),
-            }
-        }
-        Err(Halt::Conflict)
     }
 
     /// Puts cells on the list in the Ledger while that holds the term.
@@ -350,6 +301,7 @@ impl ObjectLedger {
 
     async fn swap_one(&self, term: &TermId, swap: &CellSwap) -> Result<Version, Halt> {
         let id = swap.new.id();
+        let unanswered = self.seen().unanswered.clone();
         let ledger = self.read_own(term).await?;
         let outcome = if swap.expected == Version::ABSENT {
             // Another cell around it, or in it, is on the list: it was made under another mask, and is to be loaded.
@@ -357,11 +309,13 @@ impl ObjectLedger {
                 return Err(Halt::Conflict);
             }
             self.put_on_list(term, &[id]).await?;
-            self.objects.create(POD_CIDR_CELL, format::new_cell(&self.cluster, term, &swap.new)).await
+            let cell = format::new_cell(&self.cluster, term, &swap.new);
+            unanswered.count(self.objects.create(POD_CIDR_CELL, cell)).await
         } else {
             let uid = self.uid_of(swap).await?;
             let body = format::changed_cell(term, &swap.new);
-            self.objects.patch(POD_CIDR_CELL, &self.cell_key(id), patch(&uid, swap.expected, body)).await
+            let patch = patch(&uid, swap.expected, body);
+            unanswered.count(self.objects.patch(POD_CIDR_CELL, &self.cell_key(id), patch)).await
         };
         match written(outcome) {
             Ok(object) => {
@@ -426,15 +380,11 @@ impl Ledger for ObjectLedger {
     }
 
     async fn take_fence(&self, seen: &FenceSeen, term: &TermId) -> FenceAnswer {
-        if let Err(halt) = self.put_term(seen, term).await {
-            return halt.of_fence();
-        }
-        match self.stamp_all(term).await {
-            Ok(()) => FenceAnswer::Taken,
-            // The fence holds the term, and cells are not stamped: as good as if it were not known.
-            Err(Halt::Refused(why)) => FenceAnswer::Unknown(why),
-            Err(halt) => halt.of_fence(),
-        }
+        self.take(seen, term).await
+    }
+
+    async fn end(&self, term: &TermId) {
+        self.leave(term).await;
     }
 
     async fn load(&self) -> Result<Loaded, LedgerError> {

@@ -20,7 +20,7 @@ pub struct Group {
 /// Cilium's kinds. The version of the schemas is that of Cilium 1.20.1, whose fields and rules they hold.
 pub const CILIUM: Group = Group { name: "cilium.io", category: "cilium", schema_version: "1.33.11" };
 /// Our own kinds.
-pub const BASAL: Group = Group { name: "basal.io", category: "basal", schema_version: "1.1.0" };
+pub const BASAL: Group = Group { name: "basal.io", category: "basal", schema_version: "1.2.0" };
 /// The label of a CustomResourceDefinition that tells the version of its schema. An operator of Cilium replaces a
 /// definition that lacks it or has a lower one, and leaves others alone.
 pub const SCHEMA_VERSION_LABEL: &str = "io.cilium.k8s.crd.schema.version";
@@ -201,6 +201,7 @@ fn root_schema<K: Kind>() -> Value {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 
@@ -222,5 +223,22 @@ mod tests {
             let back = with_floats(serde_json::to_value(&typed).unwrap());
             assert!(back == with_floats(definition.object), "{}: a keyword is lost", definition.plural);
         }
+    }
+
+    /// An operator replaces the definitions of a lower version only: a schema that changes without one would never get into a
+    /// cluster that runs.
+    #[test]
+    fn our_schemas_change_with_their_version() {
+        // The files are what the check holds against the types.
+        let files =
+            [include_bytes!("../../yaml/ledgers.yaml").as_slice(), include_bytes!("../../yaml/podcidrcells.yaml")];
+        let mut sha = Sha256::new();
+        files.iter().for_each(|file| sha.update(file));
+        let digest: String = sha.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            (BASAL.schema_version, digest.as_str()),
+            ("1.2.0", "54a0ed96c94542d0"),
+            "raise BASAL.schema_version with the schemas, and put both here"
+        );
     }
 }

@@ -179,6 +179,11 @@ pub struct LedgerSpec {
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     #[schemars(length(max = 64))]
     pub term: String,
+    /// The id of the last term that ended with an answer to every write of its own. While it is the one in `term`, the next
+    /// leader need not guard the cells against former ones, which makes it quicker.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
+    #[schemars(length(max = 64))]
+    pub ended_term: String,
     /// The prefix of every cell. One that has no PodCIDRCell has lost it; then its claims are read from CiliumNodes.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     #[schemars(with = "Vec<Cidr>", length(max = 8192), extend("x-kubernetes-list-type" = "set"))]

@@ -28,6 +28,8 @@ pub(crate) struct Budget {
     pub(crate) crashes: u8,
     pub(crate) losses: u8,
     pub(crate) departures: u8,
+    /// Leaders that end in order.
+    pub(crate) ends: u8,
 }
 
 /// The Nodes of one name are counted; odd while there is one. The uid is made from it.

@@ -1,8 +1,8 @@
 //! Two operators over a store that writes one record at a time, in every order of their steps: two families, four blocks,
 //! three nodes. What [`crate::model`] says of crashes and lost answers holds here too; how a fence is won is its subject.
 //!
-//! The store is that of custom resources, step by step: a term is put into the fence, then every cell is stamped; a swap
-//! looks at the fence first, a new cell is put on the list while the fence holds the term, and the write itself compares
+//! The store is that of custom resources, step by step: a term is put into the fence, then every cell is stamped, unless the
+//! term before noted its end with all its writes answered; a swap looks at the fence first, a new cell is put on the list while the fence holds the term, and the write itself compares
 //! nothing but the cell's version. An agent uses what its CiliumNode lists and confirms; the two are written one after the
 //! other.
 
@@ -83,8 +83,8 @@ struct Work {
 enum Operator {
     #[default]
     Standby,
-    /// Took the fence.
-    Fenced(TermId),
+    /// Took the fence. With nothing to stamp when the term before had ended.
+    Fenced(TermId, bool),
     /// Stamps these cells, at these versions.
     Stamping(TermId, Vec<(CellId, Version)>),
     Leading(Arc<Leader>),
@@ -96,6 +96,8 @@ struct Leader {
     sent: Option<Sent>,
     work: Option<Work>,
     reload: bool,
+    /// Whether a write got no answer.
+    unanswered: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -108,8 +110,11 @@ struct World {
     late: Option<Write>,
     budget: Budget,
     broken: bool,
+    overtaken: bool,
     reused: bool,
     took_over_a_half: bool,
+    /// A term had nothing to stamp.
+    spared: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,6 +136,7 @@ enum Action {
     Read(usize),
     Write(usize),
     Reload(usize),
+    End(usize),
     Crash(usize),
 }
 
@@ -161,11 +167,17 @@ impl World {
         }
     }
 
-    /// A write reaches the store. Notes a change that quarantine should have come before.
+    /// A write reaches the store. Notes a change that quarantine should have come before, and one to a cell that the leader
+    /// of a later term knows.
     fn deliver(&mut self, write: &Write) -> SwapAnswer {
         let before = self.store.claims();
         let answer = self.store.write(write);
         self.broken |= skipped_quarantine(&before, &self.store.claims());
+        let mut leaders = (0..OPERATORS).filter_map(|operator| self.leader(operator));
+        let was_there = write.expected != Version::ABSENT;
+        self.overtaken |= matches!(answer, SwapAnswer::Done(_))
+            && was_there
+            && leaders.any(|leader| *leader.allocator.term() > write.term);
         answer
     }
 
@@ -208,7 +220,7 @@ impl World {
         }
         let batch = allocator.next_batch(ONE_CELL)?;
         let swap = batch.swaps.into_iter().next()?;
-        let write = Write { expected: swap.expected, new: swap.new };
+        let write = Write { term: allocator.term().clone(), expected: swap.expected, new: swap.new };
         Some((allocator, Sent { id: batch.id, stage: Stage::Begun, write }))
     }
 
@@ -305,7 +317,7 @@ impl World {
             })
             .collect();
         allocator.adopt(&carried);
-        let leader = Leader { allocator, sent: None, work: None, reload: false };
+        let leader = Leader { allocator, sent: None, work: None, reload: false, unanswered: false };
         self.operators[operator] = Operator::Leading(Arc::new(leader));
     }
 }
@@ -325,8 +337,10 @@ impl Model for Cluster {
             late: None,
             budget: self.budget.clone(),
             broken: false,
+            overtaken: false,
             reused: false,
             took_over_a_half: false,
+            spared: false,
         }]
     }
 
@@ -358,10 +372,14 @@ impl Model for Cluster {
             }
             match operator {
                 Operator::Standby => {}
-                Operator::Fenced(_) => actions.push(Action::List(index)),
+                Operator::Fenced(..) => actions.push(Action::List(index)),
                 Operator::Stamping(_, cells) if cells.is_empty() => actions.push(Action::Begin(index)),
                 Operator::Stamping(..) => actions.push(Action::Stamp(index)),
                 Operator::Leading(leader) => {
+                    // Stopped in order, between two batches.
+                    if world.budget.ends > 0 && leader.sent.is_none() && leader.work.is_none() {
+                        actions.push(Action::End(index));
+                    }
                     if let Some(step) = world.step_of(index) {
                         actions.push(step);
                         if matches!(step, Action::Deliver(_)) && world.budget.losses > 0 {
@@ -402,12 +420,15 @@ impl Model for Cluster {
                 world.budget.elections -= 1;
                 world.terms += 1;
                 let term = TermId::from_random(world.terms, 0);
+                let ended = world.store.has_ended();
+                world.spared |= ended;
                 world.store.fence = Some(term.clone());
-                world.operators[index] = Operator::Fenced(term);
+                world.operators[index] = Operator::Fenced(term, ended);
             }
             Action::List(index) => {
-                let Operator::Fenced(term) = &last.operators[index] else { return None };
-                let cells = last.store.cells.iter().map(|(id, (version, _))| (*id, *version)).collect();
+                let Operator::Fenced(term, ended) = &last.operators[index] else { return None };
+                let cells = last.store.cells.iter().filter(|_| !ended);
+                let cells = cells.map(|(id, (version, _))| (*id, *version)).collect();
                 world.operators[index] = Operator::Stamping(term.clone(), cells);
             }
             Action::Stamp(index) => {
@@ -448,6 +469,7 @@ impl Model for Cluster {
             Action::LoseAnswer(index) | Action::LoseRequest(index) => {
                 world.budget.losses -= 1;
                 let sent = world.leader_mut(index)?.sent.take()?;
+                world.leader_mut(index)?.unanswered = true;
                 world.settle(index, sent.id, &SwapAnswer::Unknown("lost".into()))?;
                 if matches!(action, Action::LoseAnswer(_)) {
                     let _answer = world.deliver(&sent.write);
@@ -474,6 +496,15 @@ impl Model for Cluster {
                 }
             }
             Action::Write(index) => world.write(index)?,
+            Action::End(index) => {
+                world.budget.ends -= 1;
+                let leader = last.leader(index)?;
+                let term = leader.allocator.term();
+                if last.store.holds(term) && !leader.unanswered {
+                    world.store.ended = Some(term.clone());
+                }
+                world.operators[index] = Operator::Standby;
+            }
             Action::Crash(index) => {
                 world.budget.crashes -= 1;
                 // What was sent may be on its way still.
@@ -519,6 +550,7 @@ impl Model for Cluster {
                 world.machines.iter().all(|machine| machine.using[0].is_some() == machine.using[1].is_some())
             }),
             Property::always("quarantine comes before another owner", |_, world: &World| !world.broken),
+            Property::always("nobody changes what a later leader knows", |_, world: &World| !world.overtaken),
             Property::always("the ledger's blocks are disjoint", |_, world: &World| {
                 are_disjoint(&world.store.claims())
             }),
@@ -532,6 +564,9 @@ impl Model for Cluster {
                 world.operators.iter().all(|operator| matches!(operator, Operator::Leading(_)))
             }),
             Property::sometimes("a leader takes over a half", |_, world: &World| world.took_over_a_half),
+            Property::sometimes("a term follows one that ended", |cluster: &Self, world: &World| {
+                world.spared || cluster.budget.ends == 0
+            }),
             Property::sometimes("a write comes late", |cluster: &Self, world: &World| {
                 cluster.budget.losses + cluster.budget.crashes == 0 || world.late.is_some()
             }),
@@ -545,10 +580,15 @@ fn explore(budget: Budget) -> usize {
 
 #[test]
 fn a_crash_after_any_step() {
-    println!("{} states", explore(Budget { elections: 2, crashes: 1, losses: 0, departures: 1 }));
+    println!("{} states", explore(Budget { elections: 2, crashes: 1, losses: 0, departures: 1, ends: 0 }));
 }
 
 #[test]
 fn a_lost_answer_to_any_write() {
-    println!("{} states", explore(Budget { elections: 2, crashes: 0, losses: 1, departures: 0 }));
+    println!("{} states", explore(Budget { elections: 2, crashes: 0, losses: 1, departures: 0, ends: 0 }));
+}
+
+#[test]
+fn an_end_in_order_among_lost_answers() {
+    println!("{} states", explore(Budget { elections: 2, crashes: 0, losses: 1, departures: 0, ends: 1 }));
 }

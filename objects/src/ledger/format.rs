@@ -64,6 +64,8 @@ pub(super) struct LedgerSeen {
     pub(super) leaving: Option<LedgerStore>,
     /// Empty while there is no term.
     pub(super) term: String,
+    /// The last term that noted its end.
+    pub(super) ended: String,
     /// The index: every cell that there is.
     pub(super) cells: Vec<CellId>,
 }
@@ -82,7 +84,13 @@ impl LedgerSeen {
             leaving: ledger.spec.leaving.filter(|left| *left != ledger.spec.store),
             cells: ledger.spec.cells.iter().map(cell).collect::<Result<_, _>>()?,
             term: ledger.spec.term,
+            ended: ledger.spec.ended_term,
         })
+    }
+
+    /// Whether the term in it has ended, and every write of it and of those before was answered.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.term.is_empty() && self.ended == self.term
     }
 
     pub(super) fn fence(&self) -> FenceSeen {
@@ -190,17 +198,25 @@ pub(super) fn changed_cell(term: &TermId, cell: &Cell) -> Value {
     json!({ "spec": { "term": term.as_str(), "blocks": blocks(cell) } })
 }
 
-/// What a patch puts into a cell's object so that older versions of it are worth nothing; and its finalizer, where
-/// somebody took that away and a new one can be set.
+/// What a patch puts into a cell's object so that older versions of it are worth nothing; and its finalizer, where it
+/// lacks it.
 pub(super) fn stamp(term: &TermId, object: &Object) -> Value {
     let mut body = json!({ "spec": { "term": term.as_str() } });
-    let list = object.0.pointer("/metadata/finalizers").and_then(Value::as_array);
-    let mut finalizers: Vec<Value> = list.into_iter().flatten().cloned().collect();
-    if !object.is_deleting() && finalizers.iter().all(|name| name != LEDGER_FINALIZER) {
+    if lacks_finalizer(object) {
+        let mut finalizers: Vec<Value> = finalizers(object).cloned().collect();
         finalizers.push(json!(LEDGER_FINALIZER));
         body["metadata"] = json!({ "finalizers": finalizers });
     }
     body
+}
+
+/// Whether somebody took the finalizer of an object away, and a new one can be set.
+pub(super) fn lacks_finalizer(object: &Object) -> bool {
+    !object.is_deleting() && finalizers(object).all(|name| name != LEDGER_FINALIZER)
+}
+
+fn finalizers(object: &Object) -> impl Iterator<Item = &Value> {
+    object.0.pointer("/metadata/finalizers").and_then(Value::as_array).into_iter().flatten()
 }
 
 fn blocks(cell: &Cell) -> Vec<Value> {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod disturb;
+mod ended_term;
 mod etcd_ledger;
 mod explorer;
 mod faults;

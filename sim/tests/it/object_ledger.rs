@@ -1,7 +1,10 @@
 //! The ledger in custom resources beyond what the conformance suite of the port asks: former leaders between fence and
 //! stamp, objects that somebody deletes, the other store.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use async_trait::async_trait;
 use basal_crds::resources::{LEDGER_FINALIZER, LedgerStore};
@@ -24,50 +27,50 @@ use basal_sim::objects::ModelObjects;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use serde_json::{Value, json};
 
-const CELL: &str = "default-10-0-0-0-16";
+pub(crate) const CELL: &str = "default-10-0-0-0-16";
 
-fn server() -> ModelObjects {
+pub(crate) fn server() -> ModelObjects {
     let server = ModelObjects::new(Arc::new(SeededEnv::new(1)));
     server.define(&LEDGER, true).unwrap();
     server.define(&POD_CIDR_CELL, false).unwrap();
     server
 }
 
-fn ledger(server: &ModelObjects) -> ObjectLedger {
+pub(crate) fn ledger(server: &ModelObjects) -> ObjectLedger {
     ObjectLedger::new(Arc::new(server.clone()), "default")
 }
 
-fn cidr(text: &str) -> PodCidr {
+pub(crate) fn cidr(text: &str) -> PodCidr {
     text.parse().unwrap()
 }
 
-fn id(text: &str) -> CellId {
+pub(crate) fn id(text: &str) -> CellId {
     CellId::new(cidr(text))
 }
 
 /// A cell with one granted block.
-fn cell(prefix: &str, block: &str, node: &str) -> Cell {
+pub(crate) fn cell(prefix: &str, block: &str, node: &str) -> Cell {
     let mut cell = Cell::new(id(prefix), cidr("10.0.0.0/8"), 24).unwrap();
     let granted = Block { state: BlockState::Granted, node: NodeName::new(node).unwrap(), uid: None };
     cell.set(cidr(block), granted).unwrap();
     cell
 }
 
-fn first() -> Cell {
+pub(crate) fn first() -> Cell {
     cell("10.0.0.0/16", "10.0.0.0/24", "a")
 }
 
-async fn begin(ledger: &ObjectLedger, number: u64) -> TermId {
+pub(crate) async fn begin(ledger: &ObjectLedger, number: u64) -> TermId {
     let (seen, term) = (ledger.begin().await.unwrap(), TermId::from_random(number, 0));
     assert_eq!(ledger.take_fence(&seen, &term).await, FenceAnswer::Taken);
     term
 }
 
-async fn swap(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cell) -> SwapAnswer {
+pub(crate) async fn swap(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cell) -> SwapAnswer {
     ledger.swap(term, &[CellSwap { expected, new }]).await
 }
 
-async fn write(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cell) -> Version {
+pub(crate) async fn write(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cell) -> Version {
     let id = new.id();
     match swap(ledger, term, expected, new).await {
         SwapAnswer::Done(versions) => versions[&id],
@@ -75,11 +78,16 @@ async fn write(ledger: &ObjectLedger, term: &TermId, expected: Version, new: Cel
     }
 }
 
-async fn get(server: &ModelObjects, resource: Resource, name: &str) -> Object {
+pub(crate) async fn get(server: &ModelObjects, resource: Resource, name: &str) -> Object {
     server.get(resource, &ObjectKey::cluster(name)).await.unwrap().unwrap()
 }
 
-async fn patch(server: &ModelObjects, resource: Resource, seen: &Object, body: Value) -> Outcome<Object, Refusal> {
+pub(crate) async fn patch(
+    server: &ModelObjects,
+    resource: Resource,
+    seen: &Object,
+    body: Value,
+) -> Outcome<Object, Refusal> {
     let (uid, resource_version) = (seen.uid().to_owned(), seen.resource_version().to_owned());
     server.patch(resource, &seen.key(), MergePatch { resource_version, uid, subresource: None, body }).await
 }
@@ -100,24 +108,39 @@ async fn force_delete(server: &ModelObjects, resource: Resource, name: &str) {
 type Hook = BoxFuture<'static, ()>;
 
 /// An API server at which something happens right after a call.
-struct Hooked {
+pub(crate) struct Hooked {
     server: ModelObjects,
     after_list: Mutex<Option<Hook>>,
     /// After so many more gets.
     after_get: Mutex<Option<(usize, Hook)>>,
     /// What a get answers instead.
     shown: Mutex<Option<Object>>,
+    /// Whether patches get no answer.
+    mute: AtomicBool,
+    /// Whether patches never come to an end.
+    stall: AtomicBool,
 }
 
 impl Hooked {
-    fn new(server: &ModelObjects) -> Arc<Self> {
+    pub(crate) fn new(server: &ModelObjects) -> Arc<Self> {
         let (after_list, after_get, shown) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { server: server.clone(), after_list, after_get, shown })
+        let (mute, stall) = (AtomicBool::default(), AtomicBool::default());
+        Arc::new(Self { server: server.clone(), after_list, after_get, shown, mute, stall })
     }
 
     /// The ledger of an operator that sees this server.
-    fn ledger(self: &Arc<Self>) -> ObjectLedger {
+    pub(crate) fn ledger(self: &Arc<Self>) -> ObjectLedger {
         ObjectLedger::new(Arc::<Self>::clone(self), "default")
+    }
+
+    /// From now on patches get no answer, or do again.
+    pub(crate) fn mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::SeqCst);
+    }
+
+    /// The next patch never comes to an end.
+    pub(crate) fn stall(&self) {
+        self.stall.store(true, Ordering::SeqCst);
     }
 
     fn after_list(&self, hook: impl Future<Output = ()> + Send + 'static) {
@@ -169,7 +192,11 @@ impl Objects for Hooked {
     }
 
     async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
-        self.server.patch(resource, key, patch).await
+        if self.stall.swap(false, Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let answer = self.server.patch(resource, key, patch).await;
+        if self.mute.load(Ordering::SeqCst) { Outcome::Unknown("lost".to_owned()) } else { answer }
     }
 
     async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal> {

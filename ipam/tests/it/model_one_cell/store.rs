@@ -15,6 +15,8 @@ use crate::cast::{self, Claims};
 pub(super) struct Store {
     pub(super) revision: i64,
     pub(super) fence: Option<TermId>,
+    /// The last term that noted its end.
+    pub(super) ended: Option<TermId>,
     pub(super) list: BTreeSet<CellId>,
     pub(super) cells: BTreeMap<CellId, (Version, Cell)>,
 }
@@ -38,6 +40,11 @@ impl Store {
         Loaded { mark: Mark { store: 1, revision: self.revision }, fence, cells, ..Loaded::default() }
     }
 
+    /// Whether the term in the fence has noted its end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.fence.is_some() && self.fence == self.ended
+    }
+
     pub(super) fn holds(&self, term: &TermId) -> bool {
         self.fence.as_ref() == Some(term)
     }
@@ -58,6 +65,7 @@ impl Store {
 /// The write of a swap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Write {
+    pub(super) term: TermId,
     pub(super) expected: Version,
     pub(super) new: Cell,
 }
