@@ -13,7 +13,7 @@ use basal_runtime::{
     readiness::Guard,
     sync::lock,
 };
-use futures::StreamExt;
+use futures::{FutureExt as _, StreamExt as _, pin_mut, select_biased};
 use tokio::{sync::Notify, sync::watch};
 use tracing::{debug, warn};
 
@@ -40,9 +40,18 @@ struct Shared<T> {
     resource: Resource,
     parse: Parse<T>,
     store: Mutex<Store<T>>,
-    synced: watch::Sender<bool>,
+    lists: watch::Sender<Lists>,
     failure: Mutex<Option<ReadError>>,
     subscribers: Mutex<Vec<Weak<Pending>>>,
+}
+
+/// The lists of a cache, counted from 1.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lists {
+    /// How many were asked for.
+    asked: u64,
+    /// The newest one that is complete; 0 before the first.
+    complete: u64,
 }
 
 /// The keys that one subscriber has not taken yet. It is a set, so a slow subscriber costs no more than the keys.
@@ -104,7 +113,7 @@ impl<T: Send + Sync + 'static> Cache<T> {
             resource,
             parse,
             store: Mutex::new(Store::default()),
-            synced: watch::Sender::new(false),
+            lists: watch::Sender::default(),
             failure: Mutex::new(None),
             subscribers: Mutex::new(Vec::new()),
         };
@@ -114,7 +123,21 @@ impl<T: Send + Sync + 'static> Cache<T> {
     /// A cache that a task fills for as long as the task lives. `ready` holds from the first complete list on; later
     /// gaps do not take it back, since the copy stays usable.
     pub fn follow(
-        objects: &dyn Objects,
+        objects: &Arc<dyn Objects>,
+        env: &dyn Env,
+        resource: Resource,
+        scope: &Scope,
+        parse: Parse<T>,
+        ready: Guard,
+    ) -> (Self, TaskHandle) {
+        let (cache, task) = Self::follow_when_asked(objects, env, resource, scope, parse, ready);
+        cache.list();
+        (cache, task)
+    }
+
+    /// The same for a cache that nothing is listed for before [`Cache::list`] or [`Cache::list_once`].
+    pub fn follow_when_asked(
+        objects: &Arc<dyn Objects>,
         env: &dyn Env,
         resource: Resource,
         scope: &Scope,
@@ -122,33 +145,70 @@ impl<T: Send + Sync + 'static> Cache<T> {
         ready: Guard,
     ) -> (Self, TaskHandle) {
         let cache = Self::new(resource, parse);
-        let (follower, mut events) = (cache.clone(), objects.watch(resource, scope));
-        let task = env.spawn(
-            resource.plural,
-            Box::pin(async move {
-                ready.not_ready("the first list is not complete");
-                while let Some(event) = events.next().await {
-                    match event {
-                        Ok(event) => follower.apply(event),
-                        Err(error) => follower.failed(error, &ready),
-                    }
-                    if follower.synced() {
-                        ready.ready();
-                    }
-                }
-            }),
-        );
+        ready.not_ready("nothing was listed yet");
+        let fill = cache.clone().fill(Arc::clone(objects), scope.clone(), ready);
+        let task = env.spawn(resource.plural, Box::pin(fill));
         (cache, task)
+    }
+
+    async fn fill(self, objects: Arc<dyn Objects>, scope: Scope, ready: Guard) {
+        let mut lists = self.shared.lists.subscribe();
+        loop {
+            let list = lists.borrow_and_update().asked;
+            if list == 0 {
+                // The sender lives as long as `self`.
+                lists.changed().await.unwrap_or_default();
+                continue;
+            }
+            if !self.synced() {
+                ready.not_ready("the first list is not complete");
+            }
+            let mut events = objects.watch(self.shared.resource, &scope);
+            loop {
+                let (again, event) = (lists.wait_for(|lists| lists.asked > list).fuse(), events.next().fuse());
+                pin_mut!(again, event);
+                let event = select_biased! { _newer = again => break, event = event => event };
+                match event {
+                    Some(Ok(event)) => self.take(event, list),
+                    Some(Err(error)) => self.failed(error, &ready),
+                    None => return,
+                }
+                if self.synced() {
+                    ready.ready();
+                }
+            }
+        }
+    }
+
+    /// Has everything listed anew, at quorum: when [`Cache::wait_synced`] answers the next time, the copy is no older than
+    /// this call.
+    pub fn list(&self) {
+        self.shared.lists.send_modify(|lists| lists.asked += 1);
+    }
+
+    /// Has everything listed, unless that was asked for before.
+    pub fn list_once(&self) {
+        self.shared.lists.send_if_modified(|lists| {
+            let first = lists.asked == 0;
+            lists.asked += u64::from(first);
+            first
+        });
     }
 
     /// Takes one event of a watch.
     pub fn apply(&self, event: ObjectEvent) {
+        let list = self.shared.lists.borrow().asked.max(1);
+        self.take(event, list);
+    }
+
+    /// Takes one event of the watch that began with a list.
+    fn take(&self, event: ObjectEvent, list: u64) {
         let in_sync = event == ObjectEvent::InSync;
         let changed = lock(&self.shared.store).apply(event, self.shared.parse);
         if in_sync {
             *lock(&self.shared.failure) = None;
             debug!(kind = self.shared.resource.kind, objects = self.len(), "list complete");
-            self.shared.synced.send_replace(true);
+            self.shared.lists.send_modify(|lists| lists.complete = list);
         }
         if !changed.is_empty() {
             lock(&self.shared.subscribers).retain(|subscriber| match subscriber.upgrade() {
@@ -185,14 +245,15 @@ impl<T: Send + Sync + 'static> Cache<T> {
     /// Whether a list was ever complete.
     #[must_use]
     pub fn synced(&self) -> bool {
-        *self.shared.synced.borrow()
+        self.shared.lists.borrow().complete > 0
     }
 
-    /// Waits until a list was complete.
+    /// Waits until the list that was asked for last is complete, or the first one if none was.
     pub async fn wait_synced(&self) {
-        let mut synced = self.shared.synced.subscribe();
+        let mut lists = self.shared.lists.subscribe();
+        let complete = |lists: &Lists| lists.complete > 0 && lists.complete >= lists.asked;
         // The only error is that the sender is gone, and `self` holds it.
-        synced.wait_for(|synced| *synced).await.map(drop).unwrap_or_default();
+        lists.wait_for(complete).await.map(drop).unwrap_or_default();
     }
 
     /// Why the watch does not work at the moment, if it does not.
@@ -239,6 +300,8 @@ impl<T: Send + Sync + 'static> Cache<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::VecDeque, time::Duration};
+
     use basal_runtime::{env::SeededEnv, readiness::Readiness};
     use futures::{FutureExt, channel::mpsc, stream::BoxStream};
     use serde_json::json;
@@ -276,11 +339,24 @@ mod tests {
         assert_eq!(changes.next().await, keys(&["a", "b"]));
     }
 
-    /// A server that only watches, and says what the test tells it to.
-    struct Told(Mutex<Option<mpsc::UnboundedReceiver<Result<ObjectEvent, ReadError>>>>);
+    type Told = mpsc::UnboundedReceiver<Result<ObjectEvent, ReadError>>;
+    type Tell = mpsc::UnboundedSender<Result<ObjectEvent, ReadError>>;
+
+    /// A server that only watches, and says what the test tells it to: each watch what is next in the list.
+    struct Server(Mutex<VecDeque<Told>>);
+
+    fn server<const N: usize>() -> ([Tell; N], Arc<dyn Objects>) {
+        let mut watches = VecDeque::new();
+        let tell = std::array::from_fn(|_| {
+            let (tell, told) = mpsc::unbounded();
+            watches.push_back(told);
+            tell
+        });
+        (tell, Arc::new(Server(Mutex::new(watches))))
+    }
 
     #[async_trait::async_trait]
-    impl Objects for Told {
+    impl Objects for Server {
         async fn get(&self, _: Resource, _: &ObjectKey) -> Result<Option<Object>, ReadError> {
             Ok(None)
         }
@@ -288,7 +364,7 @@ mod tests {
             Ok(Page { items: vec![], resource_version: String::new(), next: None })
         }
         fn watch(&self, _: Resource, _: &Scope) -> BoxStream<'static, Result<ObjectEvent, ReadError>> {
-            lock(&self.0).take().unwrap().boxed()
+            lock(&self.0).pop_front().unwrap().boxed()
         }
         async fn create(&self, _: Resource, _: Object) -> Outcome<Object, Refusal> {
             Outcome::Unknown(String::new())
@@ -303,8 +379,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn readiness_tells_why_the_first_list_is_missing_and_stays_after_it() {
-        let (tell, told) = mpsc::unbounded();
-        let (server, readiness) = (Told(Mutex::new(Some(told))), Readiness::new());
+        let ([tell], server) = server();
+        let readiness = Readiness::new();
         let env = SeededEnv::new(1);
         let (cache, task) = Cache::follow(&server, &env, NODE, &Scope::default(), name, readiness.guard("node cache"));
         let forbidden = ReadError::Forbidden("no".into());
@@ -327,5 +403,40 @@ mod tests {
         drop(tell);
         task.join().await;
         assert!(!readiness.is_ready(), "a cache that nobody fills is not ready");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_that_is_asked_lists_anew_and_waits_for_that_list() {
+        let ([first, second], server) = server();
+        let (env, readiness) = (SeededEnv::new(1), Readiness::new());
+        let (cache, _task) =
+            Cache::follow_when_asked(&server, &env, NODE, &Scope::default(), name, readiness.guard("node cache"));
+        let listed = |tell: &Tell, names: &[&str]| {
+            tell.unbounded_send(Ok(ObjectEvent::Restarted)).unwrap();
+            for name in names {
+                tell.unbounded_send(Ok(ObjectEvent::Listed(node(name, 1)))).unwrap();
+            }
+        };
+        listed(&first, &["a", "b"]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((cache.len(), readiness.is_ready()), (0, false), "nobody asked");
+
+        cache.list_once();
+        cache.list_once();
+        while cache.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        cache.list();
+        // What the former watch still says does not count as the new list.
+        let _gone = first.unbounded_send(Ok(ObjectEvent::InSync));
+        assert_eq!(cache.wait_synced().now_or_never(), None);
+        listed(&second, &["b", "c"]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(cache.wait_synced().now_or_never(), None, "the new list is not complete");
+        second.unbounded_send(Ok(ObjectEvent::InSync)).unwrap();
+        cache.wait_synced().await;
+        let names = cache.read(|store| store.iter().map(|(key, _)| key.name.clone()).collect::<Vec<_>>());
+        assert_eq!(names, ["b", "c"]);
+        readiness.ready().await;
     }
 }

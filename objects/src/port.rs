@@ -62,8 +62,8 @@ pub struct ObjectList {
     pub resource_version: String,
 }
 
-/// What a watch delivers. It begins with `Restarted`, all objects as `Listed`, then `InSync`; then changes. After a gap
-/// the same begins anew: an object that is not listed again is gone.
+/// What a watch delivers. It begins with `Restarted`, all objects as `Listed` at [`Freshness::Quorum`], then `InSync`; then
+/// changes. After a gap the same begins anew: an object that is not listed again is gone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ObjectEvent {
     /// A list begins.

@@ -15,9 +15,10 @@ mod records;
 mod report;
 pub(crate) mod shared_address;
 mod validate;
+mod views;
 mod write;
 
-pub use controller::{NodeController, NodeCore, Views};
+pub use controller::{NodeController, NodeCore};
 pub use dangling::Dangling;
 pub use drift::Drift;
 pub use endpoints::{UnreadableEndpoint, UnreadableEndpoints};
@@ -27,4 +28,5 @@ pub use packed::{Facts, Packed};
 pub use plan::Site;
 pub use records::Records;
 pub use report::Reporter;
+pub use views::Views;
 pub(crate) use write::confirm_blocks;

@@ -25,7 +25,7 @@ use basal_runtime::{
 use futures::{FutureExt as _, pin_mut, select_biased};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     denials::{Denials, Noted},
@@ -55,6 +55,9 @@ const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_
 
 /// How long an operator that may not work with the claims leaves the Lease to others.
 const STAND_BACK: Duration = Duration::from_secs(10);
+
+/// How long a leader that ends tries to say so in the ledger.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Pause between two looks at the API server and etcd for `/readyz`.
 const PROBE: Duration = Duration::from_secs(5);
@@ -151,13 +154,14 @@ impl Operator {
         }
     }
 
-    /// Keeps the views that a leader needs, also while another one leads.
+    /// The views that a leader needs. They are kept also while another one leads; a process that leads at once lists them only
+    /// when its term begins.
     fn follow(&self, tasks: &mut Tasks) -> Views {
         let Ports { env, objects, store, .. } = &self.ports;
         let all = Scope::default();
         let guard = |name| self.readiness.guard(name);
-        let (nodes, task) = Cache::follow(
-            objects.as_ref(),
+        let (nodes, task) = Cache::follow_when_asked(
+            objects,
             env.as_ref(),
             resources::NODE,
             &all,
@@ -165,8 +169,8 @@ impl Operator {
             guard("cache of Nodes"),
         );
         tasks.0.push(task);
-        let (cilium_nodes, task) = Cache::follow(
-            objects.as_ref(),
+        let (cilium_nodes, task) = Cache::follow_when_asked(
+            objects,
             env.as_ref(),
             resources::CILIUM_NODE,
             &all,
@@ -227,7 +231,7 @@ impl Operator {
         let mut leadership = elector.leadership();
         loop {
             let term = {
-                let (won, stopped) = (won(&mut leadership).fuse(), stop.cancelled().fuse());
+                let (won, stopped) = (won(&mut leadership, views).fuse(), stop.cancelled().fuse());
                 pin_mut!(won, stopped);
                 select_biased! { () = stopped => return Ended::Over, term = won => term }
             };
@@ -285,7 +289,7 @@ impl Operator {
             events::Reporter { controller: "basal-operator", instance: self.settings.election.identity.clone() };
         let (recorder, events) = EventRecorder::start(Arc::clone(&ports.objects), &ports.env, reporter);
         tasks.0.push(events);
-        let (ports, work, begun) = match self.begin(&ports, elector, &recorder, &over).await {
+        let (ports, work, begun) = match self.begin(&ports, views, elector, &recorder, &over).await {
             Ok(begun) => begun,
             Err(ended) => return Ok(ended),
         };
@@ -293,8 +297,6 @@ impl Operator {
         let records = if ports.store.kind() == work.home { views.records.clone() } else { Records::none() };
         let views = &Views { records, ..views.clone() };
         let reporter = Reporter::new(recorder.clone(), self.metrics.clone());
-        views.nodes.wait_synced().await;
-        views.cilium_nodes.wait_synced().await;
         views.records.wait_synced().await;
         for loss in &begun.lost {
             reporter.lost(views, loss);
@@ -316,13 +318,22 @@ impl Operator {
             queue: queue.clone(),
             metrics: self.metrics.clone(),
         };
+        let (ledger, term) = (Arc::clone(&ports.ledger), lock(&begun.core).allocator.term().clone());
         let controller = Arc::new(NodeController::new(ports, views.clone(), Arc::clone(&begun.core), reporter));
         let driver = Driver::new(controller, begun.core, queue, NODES, self.controllers.clone());
         let stop = over.child_token();
         let (driven, replaced, moved) = (driver.run(stop.clone()).fuse(), pass.run(FULL_PASS).fuse(), moved.fuse());
         pin_mut!(driven, replaced, moved);
         let ended = select_biased! {
-            ended = driven => return ended.map(|()| Ended::Over),
+            ended = driven => {
+                ended?;
+                // No batch is under way. Whether the note gets through is of no importance: not worth a long wait.
+                let noted = tokio::time::timeout(END_LIMIT, ledger.end(&term)).await;
+                if noted.is_err() {
+                    debug!(%term, "the end of the term is not noted: no answer");
+                }
+                return Ok(Ended::Over);
+            }
             ended = replaced => ended,
             // The watch does not end before its task is dropped here.
             message = moved => TermEnded {
@@ -352,12 +363,15 @@ impl Operator {
     }
 }
 
-/// Waits for a term of ours.
-async fn won(leadership: &mut watch::Receiver<Leadership>) -> Term {
+/// Waits for a term of ours, and has the views ready while it is another one's.
+async fn won(leadership: &mut watch::Receiver<Leadership>, views: &Views) -> Term {
     loop {
-        let term = leadership.borrow_and_update().term(Instant::now());
-        if let Some(term) = term {
+        let seen = leadership.borrow_and_update().clone();
+        if let Some(term) = seen.term(Instant::now()) {
             return term;
+        }
+        if matches!(seen, Leadership::Standby { holder: Some(_) }) {
+            views.keep_warm();
         }
         if leadership.changed().await.is_err() {
             // The elector is gone, so nothing can be won any more.

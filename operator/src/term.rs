@@ -4,7 +4,7 @@
 //! the Lease is held; read the fence; look at the Lease again; take the fence at the version that was read.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,15 +14,14 @@ use basal_ipam::{
     allocator::{Allocator, Carried, CarriedBlock, Loss, Next},
     config::PoolConfig,
     ledger::{FenceAnswer, FenceSeen, Ledger, LedgerError, Loaded, SwapAnswer, SwapRefusal},
-    names::{NodeName, NodeUid, TermId},
+    names::{NodeName, TermId},
     prefix::PodCidr,
 };
 use basal_kvstore::ledger::OwnerError;
 use basal_objects::{
     leadership::Elector,
     ledger::{self, Standing},
-    object::resources,
-    port::{Freshness, ReadError, Scope, gather},
+    port::ReadError,
 };
 use basal_runtime::{
     failure::{Failure, Retry},
@@ -33,7 +32,7 @@ use tracing::{info, warn};
 
 use crate::{
     moving::MoveError,
-    node::{CiliumNodeFacts, Facts as _, NodeCore, NodeFacts, Site, endpoints::InUse},
+    node::{NodeCore, Site, Views, endpoints::InUse},
     ports::Ports,
     store::{Publication, StoreError},
 };
@@ -129,12 +128,14 @@ pub struct Begun {
     pub lost: Vec<Loss>,
 }
 
-/// Begins a term of the store that `ports` serve. `elector` holds the Lease already.
+/// Begins a term of the store that `ports` serve. `elector` holds the Lease already. What nodes carry is read by the lists
+/// that the views begin with: one list of thousands of objects is dear enough.
 ///
 /// # Errors
 /// See [`BeginError`]. Nothing was granted then; the fence may be taken.
 pub async fn begin(
     ports: &Ports,
+    views: &Views,
     elector: &Elector,
     pool: &PoolConfig,
     quarantine: Duration,
@@ -152,7 +153,8 @@ pub async fn begin(
     // After the fence was taken: who moves the claims reads the Ledger first, and then finds that its seal is gone.
     may_begin(ports, &seen).await?;
     let begun = Instant::now();
-    let carried = carried(ports).await?;
+    views.list().await;
+    let carried = carried(ports, views).await?;
     let objects = begun.elapsed();
     // After the objects: a claim that is newer than what they list is seen.
     let loaded = load(ports, &term).await?;
@@ -214,27 +216,21 @@ async fn load(ports: &Ports, term: &TermId) -> Result<Loaded, BeginError> {
 }
 
 /// What every CiliumNode lists, with the Node that it belongs to.
-async fn carried(ports: &Ports) -> Result<Vec<Carried>, BeginError> {
-    let (objects, everywhere) = (ports.objects.as_ref(), Scope::default());
-    let uids = gather(objects, resources::NODE, &everywhere, Freshness::Quorum, |object| {
-        let facts = NodeFacts::parse(object).ok()?;
-        Some((facts.name, facts.uid))
+async fn carried(ports: &Ports, views: &Views) -> Result<Vec<Carried>, BeginError> {
+    let all = views.cilium_nodes.read(|store| {
+        let parsed = store.valid().filter_map(|(key, packed)| {
+            let blocks = packed.facts().ok()?.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+            Some((NodeName::new(&key.name).ok()?, blocks))
+        });
+        parsed.collect::<Vec<(NodeName, Vec<PodCidr>)>>()
     });
-    let all = gather(objects, resources::CILIUM_NODE, &everywhere, Freshness::Quorum, |object| {
-        let facts = CiliumNodeFacts::parse(object).ok()?;
-        let blocks: Vec<PodCidr> = facts.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
-        Some((NodeName::new(object.name()).ok()?, blocks))
-    });
-    // The API server makes a page of one while this process reads one of the other.
-    let (uids, all) = futures::try_join!(uids, all)?;
-    let uids: BTreeMap<NodeName, NodeUid> = uids.into_iter().collect();
     let in_use = in_use(ports, &all).await?;
     // One that cannot be read may have any address of its node.
     let unreadable: BTreeSet<&NodeName> = in_use.unreadable().iter().filter_map(|one| one.node.as_ref()).collect();
     let carried = all.into_iter().map(|(node, blocks)| {
         let live = |at: &PodCidr| unreadable.contains(&node) || in_use.has_address_in(at);
         let blocks = blocks.into_iter().map(|at| CarriedBlock { at, live: live(&at) }).collect();
-        Carried { uid: uids.get(&node).cloned(), node, blocks }
+        Carried { uid: views.node_uid(&node), node, blocks }
     });
     Ok(carried.collect())
 }

@@ -88,7 +88,7 @@ impl Policies {
         let mut tasks = Vec::new();
         for resource in KINDS {
             let guard = apart.guard(resource.kind);
-            let (cache, task) = Cache::follow(&**objects, &**env, resource, &Scope::default(), Version::parse, guard);
+            let (cache, task) = Cache::follow(objects, &**env, resource, &Scope::default(), Version::parse, guard);
             tasks.push(task);
             let (policies, events, metrics, stop) = (self.clone(), events.clone(), metrics.clone(), stop.clone());
             let follow = async move { policies.follow(resource, &cache, &events, &metrics).await };

@@ -1,6 +1,6 @@
 //! Watches and the caches that they fill, through outages of the API server.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use basal_objects::{
     cache::{Cache, Version},
@@ -66,9 +66,9 @@ async fn a_watch_begins_with_a_list_and_goes_on_with_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_survives_an_outage_in_which_the_watched_revision_is_lost() {
     let mut server = start();
-    let objects = connect(&server, "admin").await;
+    let objects: Arc<dyn Objects> = Arc::new(connect(&server, "admin").await);
     for name in ["kept", "deleted", "changed"] {
-        created(&objects, name).await;
+        created(&*objects, name).await;
     }
     let readiness = Readiness::new();
     let guard = readiness.guard("node cache");
@@ -105,7 +105,7 @@ async fn a_cache_survives_an_outage_in_which_the_watched_revision_is_lost() {
     let wanted = BTreeSet::from(["changed".to_owned(), "kept".to_owned()]);
     until("the deletion in the cache", async || names(&cache) == wanted).await;
     assert!(within("the change", changes.next()).await.contains(&ObjectKey::cluster("deleted")));
-    created(&objects, "new").await;
+    created(&*objects, "new").await;
     until("the new object", async || names(&cache).contains("new")).await;
     assert_eq!(cache.failure(), None);
     task.abort();

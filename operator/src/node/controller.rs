@@ -16,7 +16,7 @@ use basal_ipam::{
 };
 use basal_kvstore::kv::Revision;
 use basal_objects::{
-    cache::{Cache, OwnWrites, Value},
+    cache::{OwnWrites, Value},
     object::{ObjectKey, resources},
 };
 use basal_runtime::{
@@ -34,9 +34,9 @@ use super::{
     observe::{Leftovers, Observed, SeenNode, Valid},
     packed::{Facts, Packed},
     plan::{Action, Complaint, NodePlan, Plan, Site, Wait, holds, plan},
-    records::Records,
     report::Reporter,
     validate::validate,
+    views::Views,
     write::{Written, act},
 };
 use crate::ports::Ports;
@@ -82,17 +82,6 @@ impl NodeCore {
         }
         differing
     }
-}
-
-/// The caches that the controller reads. They outlive a term: a standby keeps them warm.
-#[derive(Debug, Clone)]
-pub struct Views {
-    /// Nodes.
-    pub nodes: Cache<Packed<NodeFacts>>,
-    /// CiliumNodes.
-    pub cilium_nodes: Cache<Packed<CiliumNodeFacts>>,
-    /// Node records in etcd.
-    pub records: Records,
 }
 
 /// The controller, for one term.

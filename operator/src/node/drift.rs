@@ -27,10 +27,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{
-    controller::{NodeCore, Views},
-    error::NodeError,
-};
+use super::{controller::NodeCore, error::NodeError, views::Views};
 use crate::{metrics::OperatorMetrics, ports::Ports};
 
 /// How long a watch may be late.

@@ -21,11 +21,8 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::{
-    controller::{Applied, Views},
-    endpoints::UnreadableEndpoints,
-    error::NodeError,
-    facts::CiliumNodeFacts,
-    plan::Wait,
+    controller::Applied, endpoints::UnreadableEndpoints, error::NodeError, facts::CiliumNodeFacts, plan::Wait,
+    views::Views,
 };
 use crate::{metrics::OperatorMetrics, ports::Ports};
 

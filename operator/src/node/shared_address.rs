@@ -12,7 +12,7 @@ use basal_ipam::{names::NodeName, prefix::Family};
 use basal_objects::{cache::Changes, object::ObjectKey};
 use futures::{FutureExt as _, pin_mut, select_biased};
 
-use super::{controller::Views, report::Reporter};
+use super::{report::Reporter, views::Views};
 use crate::metrics::OperatorMetrics;
 
 /// Other nodes that a warning names; the rest is counted.

@@ -13,7 +13,7 @@ use super::{Ended, Operator, PAUSES, Settings};
 use crate::{
     ledger_state::{self, Work},
     moving::{self, Course, Mover, course},
-    node::Dangling,
+    node::{Dangling, Views},
     ports::Ports,
     store::Publication,
     term::{self, BeginError, Begun},
@@ -30,13 +30,14 @@ impl Operator {
     pub(super) async fn begin(
         &self,
         ports: &Ports,
+        views: &Views,
         elector: &Elector,
         events: &EventRecorder,
         over: &CancellationToken,
     ) -> Result<(Ports, Work, Begun), Ended> {
         let mut failures = Failures::none(PAUSES);
         loop {
-            let tried = self.try_begin(ports, elector, events).fuse();
+            let tried = self.try_begin(ports, views, elector, events).fuse();
             let stopped = over.cancelled().fuse();
             pin_mut!(tried, stopped);
             let error = select_biased! {
@@ -70,6 +71,7 @@ impl Operator {
     async fn try_begin(
         &self,
         ports: &Ports,
+        views: &Views,
         elector: &Elector,
         events: &EventRecorder,
     ) -> Result<(Ports, Work, Begun), anyhow::Error> {
@@ -90,7 +92,7 @@ impl Operator {
                     } else {
                         serving.store.publication()
                     };
-                    let begun = term::begin(&serving, elector, pool, *quarantine, publication).await?;
+                    let begun = term::begin(&serving, views, elector, pool, *quarantine, publication).await?;
                     lock(&begun.core).dangling = Dangling::new(*node_gc);
                     if asked.is_some_and(|asked| asked.standing.leaving.is_some() && !bridged) {
                         forget_left(ports).await;

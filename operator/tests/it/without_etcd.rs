@@ -110,6 +110,42 @@ fn a_cell_that_is_gone_is_made_anew_from_what_nodes_carry() {
     });
 }
 
+/// The terms that wrote the cells last.
+fn stamps(world: &World) -> BTreeSet<String> {
+    let cells = world.objects().all(&resources::POD_CIDR_CELL);
+    cells.iter().filter_map(|cell| Some(cell.0["spec"]["term"].as_str()?.to_owned())).collect()
+}
+
+#[test]
+fn a_leader_that_is_stopped_in_order_spares_the_next_one_the_stamps_and_one_that_is_killed_does_not() {
+    run_over(Over::CustomResources, 24, async |world| {
+        let pool = pool(&["10.0.0.0/16"], &["fd00::/104"]);
+        operator(world, Over::CustomResources, "a", &pool);
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        let first = stamps(world);
+        world.stop("a");
+        world
+            .until("the end is noted", LIMIT, |w| {
+                ledger(w).pointer("/spec/endedTerm").and_then(Value::as_str).is_some_and(|term| first.contains(term))
+            })
+            .await?;
+        operator(world, Over::CustomResources, "b", &pool);
+        let leads = |w: &World, other: &BTreeSet<String>| {
+            ledger(w).pointer("/spec/term").and_then(Value::as_str).is_some_and(|term| !other.contains(term))
+        };
+        world.until("the next one leads", LIMIT, |w| leads(w, &first)).await?;
+        world.settle(Duration::from_secs(60), LIMIT).await?;
+        assert_eq!(stamps(world), first, "nothing to stamp, and nothing to write");
+
+        world.kill("b");
+        operator(world, Over::CustomResources, "c", &pool);
+        world.until("the cells are stamped", LIMIT, |w| stamps(w).is_disjoint(&first)).await?;
+        add_node(world, "n2", 2).await;
+        world.until("n2 is served", LIMIT, |w| is_served(w, "n2")).await
+    });
+}
+
 #[test]
 fn identities_that_no_endpoint_names_are_marked_and_then_go() {
     run_over(Over::CustomResources, 23, async |world| {

@@ -74,7 +74,8 @@ impl Watch {
             return;
         }
         match self.place {
-            Place::Outside => self.list(state, old),
+            // A new watch asks the store, as the port promises.
+            Place::Outside => self.list(state, None),
             Place::Failed(revision) if revision != state.store.revision() => self.list(state, old),
             Place::Failed(_) => {}
             Place::Inside { epoch, .. } if epoch != state.watch_epoch => self.list(state, old),

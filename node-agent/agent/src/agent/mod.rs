@@ -338,7 +338,7 @@ impl Agent {
         guard: &'static str,
     ) -> Cache<T> {
         let guard = self.readiness.guard(guard);
-        Cache::follow(&*self.ports.objects, &*self.ports.env, resource, scope, parse, guard).0
+        Cache::follow(&self.ports.objects, &*self.ports.env, resource, scope, parse, guard).0
     }
 
     /// Steps 1 and 2.
