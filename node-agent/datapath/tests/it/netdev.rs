@@ -11,16 +11,16 @@ use crate::{
 };
 
 const SCTP: u8 = 132;
-const GRE: u8 = 47;
+pub(crate) const GRE: u8 = 47;
 const DESTINATION_OPTIONS: u8 = 60;
 const FRAGMENT: u8 = 44;
 
 /// Pods, node and a machine outside, by family.
-const POD: [&str; 2] = ["10.1.1.7", "fd00:1:1::7"];
-const OTHER_POD: [&str; 2] = ["10.1.1.8", "fd00:1:1::8"];
-const NODE: [&str; 2] = ["172.16.0.1", "fd16::1"];
-const WEB: [&str; 2] = ["192.0.2.80", "2001:db8::80"];
-const ROUTER: [&str; 2] = ["203.0.113.1", "2001:db8:ffff::1"];
+pub(crate) const POD: [&str; 2] = ["10.1.1.7", "fd00:1:1::7"];
+pub(crate) const OTHER_POD: [&str; 2] = ["10.1.1.8", "fd00:1:1::8"];
+pub(crate) const NODE: [&str; 2] = ["172.16.0.1", "fd16::1"];
+pub(crate) const WEB: [&str; 2] = ["192.0.2.80", "2001:db8::80"];
+pub(crate) const ROUTER: [&str; 2] = ["203.0.113.1", "2001:db8:ffff::1"];
 
 /// An IP packet in a frame.
 fn packet(from: &str, to: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
@@ -73,7 +73,7 @@ const TIME_EXCEEDED: [[u8; 2]; 2] = [[11, 0], [3, 0]];
 const PORT_UNREACHABLE: [[u8; 2]; 2] = [[3, 3], [1, 4]];
 
 /// On to the next program (`TCX_NEXT`, linux/bpf.h).
-const NEXT: u32 = u32::MAX;
+pub(crate) const NEXT: u32 = u32::MAX;
 
 fn passed(outcome: &Outcome, frame: &[u8]) {
     assert_eq!((outcome.action, &outcome.counted[..]), (NEXT, &[][..]), "{frame:x?}");
@@ -278,6 +278,11 @@ fn errors_are_translated_with_what_they_quote() {
             bench.node_sends(&message(pod, web, REQUEST, id, b"ping"));
             let error =
                 |to: &str| message(router, to, TIME_EXCEEDED, [0; 4], &message(to, web, REQUEST, id, b"ping")[14..]);
+            passed(&bench.node_receives(&error(node)), &error(pod));
+            // A packet that ends within eight bytes is quoted as a whole.
+            bench.node_sends(&packet(pod, web, GRE, &[0, 0, 8, 0]));
+            let error =
+                |to: &str| message(router, to, TIME_EXCEEDED, [0; 4], &packet(to, web, GRE, &[0, 0, 8, 0])[14..]);
             passed(&bench.node_receives(&error(node)), &error(pod));
             // About nobody's flow, and cut off in what it quotes.
             let stray = message(router, node, TIME_EXCEEDED, [0; 4], &segment(UDP, (node, 65000), (web, 1))[14..]);

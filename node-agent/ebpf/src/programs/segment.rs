@@ -191,7 +191,12 @@ impl Frame {
             let header = usize::from(version_length & 0xf) * 4;
             (NetIp::v4(self.bytes(ip + 12)?), NetIp::v4(self.bytes(ip + 16)?), protocol, ip + header)
         };
-        let head: [u8; 8] = self.bytes(offset)?;
+        let head: [u8; 8] = match self.bytes(offset) {
+            Some(head) => head,
+            // A whole packet may be that short, where a flow needs none of it.
+            None if matches!(Kind::of(family, protocol, 0), Kind::Fixed) => [0; 8],
+            None => return None,
+        };
         let kind = Kind::of(family, protocol, head[0]);
         let (sport, dport) = kind.ports(protocol, &head);
         let flow = Flow {
