@@ -7,7 +7,7 @@ export GOCACHE ?= $(BASAL_CACHE)/go-build
 export PATH := $(BASAL_CACHE)/tools/bin:$(BASAL_CACHE)/parts/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz bench-operator bench-ipam bench-agent bench-packets bench-node bench-pods fmt lint crds docs advisories
+.PHONY: help setup demo demo-env demo-down test faults faults-agent faults-mutants soak fuzz fuzz-packets bench-operator bench-ipam bench-agent bench-packets bench-node bench-pods fmt lint crds docs advisories
 
 # Clusters on this machine. `make demo` and its siblings share one that is called demo.
 E2E = cargo run --quiet --bin basal-e2e --
@@ -53,6 +53,13 @@ soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (3
 fuzz: T ?= 60
 fuzz: ## look with libFuzzer for inputs that break a reader, for T seconds (60) each, or TARGET=cni only
 	cargo xtask fuzz --seconds $(T) $(addprefix --target ,$(TARGET))
+
+fuzz-packets: PACKETS ?= 100000
+fuzz-packets: ## send PACKETS=100000 packets drawn from SEED through the programs in the kernel, beside the models (needs root)
+	cargo xtask setup --only packages,bpf
+	cargo xtask ebpf
+	PACKETS='$(PACKETS)' SEED='$(SEED)' cargo nextest run --package basal-datapath --profile faults --no-capture \
+		-E 'test(/^differential::|^nat_model::/)'
 
 bench-operator: ## measure the operator on a real API server and etcd, NODES=5000,10000 (1000 is a quick run)
 	cargo xtask setup --only parts

@@ -189,7 +189,8 @@ fn test_run(pin: &Path, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Outcome {
 
 /// The Internet checksum (RFC 1071).
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let word = |pair: &[u8]| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()]);
+    let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(word(pair))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -10,11 +10,11 @@ use basal_datapath::{
 use proptest::{
     prelude::*,
     sample::{Index, select},
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
 use crate::{
     bench::{Bench, GATEWAY_MAC, POD_MAC, checksum},
+    draw::{draw, runner},
     forwarding_model::{Model, Pod},
     harness::{TUNNEL, sandbox},
 };
@@ -169,7 +169,7 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// The kernel tries no program on less than an Ethernet header, a byte, and the IP header that it announces.
-fn lengthen(frame: &mut Vec<u8>) {
+pub(crate) fn lengthen(frame: &mut Vec<u8>) {
     frame.resize(frame.len().max(ETHERNET + 1), 0);
     let least = match frame[12..ETHERNET] {
         [0x08, 0x00] => ETHERNET + 20,
@@ -193,8 +193,7 @@ fn compare(legacy: bool, routing: Routing) {
             addresses: endpoint.pod.addresses.iter().map(|address| address.ip).collect(),
         });
         let model = Model { pods: pods.collect(), plan: bench.node.plan.clone() };
-        let config = Config { cases: PACKETS, failure_persistence: None, ..Config::default() };
-        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let mut runner = runner(draw(PACKETS), 0);
         let cases = (frame(), select(&MARKS[..]));
         let result = runner.run(&cases, |(frame, skb_mark)| {
             let pod = bench.ifindex(7);
