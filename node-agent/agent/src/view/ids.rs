@@ -41,9 +41,9 @@ impl NodeIds {
         }
         // Ids of nodes that are not heard of yet are kept for them, as long as there are others.
         let kept: BTreeSet<u16> = self.restored.values().copied().collect();
-        let (others, last): (Vec<u16>, Vec<u16>) =
-            (1..=u16::MAX).filter(|id| !taken.contains(id)).partition(|id| !kept.contains(id));
-        let mut free = others.into_iter().chain(last);
+        // Looked for only when a node needs one.
+        let others = (1..=u16::MAX).filter(|id| !kept.contains(id));
+        let mut free = others.chain(kept.iter().copied()).filter(|id| !taken.contains(id));
         for node in nodes.keys() {
             if !self.ids.contains_key(*node)
                 && let Some(id) = free.next()
