@@ -84,6 +84,13 @@ fn route_to(netns: &Netns, remote: &RemoteNode) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Gives what leaves by a device the node's address.
+pub(crate) fn masquerade(netns: &Netns, device: &str) -> anyhow::Result<()> {
+    run(netns, "nft add table inet masquerade")?;
+    run(netns, "nft add chain inet masquerade postrouting { type nat hook postrouting priority 100 ; }")?;
+    run(netns, &format!("nft add rule inet masquerade postrouting oifname {device} masquerade"))
+}
+
 /// Joins two pods by one veth pair; their addresses are those of the first two pods of node one.
 pub(crate) fn join(client: &Netns, server: &Netns, mtu: u32) -> anyhow::Result<()> {
     run(client, &format!("ip link add eth0 type veth peer name eth0 netns {}", server.path().display()))?;

@@ -14,6 +14,7 @@ mod iperf;
 mod kernel;
 mod load;
 mod measures;
+mod outside;
 mod paths;
 mod programs;
 mod worlds;
@@ -28,6 +29,7 @@ use self::{
     harness::{TUNNEL, sandbox},
     kernel::Tracking,
     measures::Case,
+    outside::{BY_PROGRAMS, BY_RULES, Outside},
     worlds::{DIRECT, Dirs, LEGACY, NATIVE, Pair, World},
 };
 
@@ -53,6 +55,9 @@ fn run(dirs: Dirs<'_>, time: Duration) -> anyhow::Result<Vec<Row>> {
     let tracked = World::kernel("kernel VXLAN, connections tracked", dirs, TUNNEL, Tracking::On)?;
     let routes = World::kernel("kernel routes", dirs, ROUTED, Tracking::Off)?;
     let tracked_routes = World::kernel("kernel routes, connections tracked", dirs, ROUTED, Tracking::On)?;
+    let by_programs = Outside::basal(BY_PROGRAMS, dirs, true)?;
+    let by_rules = Outside::basal(BY_RULES, dirs, false)?;
+    let one_rule = Outside::kernel("one nftables rule", dirs)?;
     let pair = Pair::new(dirs, legacy.nodes[0].plan.route_mtu())?;
 
     let cases = [
@@ -74,6 +79,11 @@ fn run(dirs: Dirs<'_>, time: Duration) -> anyhow::Result<Vec<Row>> {
             name: "across nodes",
             subjects: vec![native.across()],
             baselines: vec![routes.across(), tracked_routes.across()],
+        },
+        Case {
+            name: "to the outside",
+            subjects: vec![by_programs.way(), by_rules.way()],
+            baselines: vec![one_rule.way()],
         },
     ];
     for case in &cases {

@@ -140,7 +140,8 @@ pub(crate) struct Dirs<'a> {
 }
 
 impl Server {
-    fn new(netns: Netns, v4: Ipv4Addr, v6: Ipv6Addr, logs: &Path) -> anyhow::Result<Self> {
+    /// A server in a namespace with these addresses, its log in a folder.
+    pub(crate) fn new(netns: Netns, v4: Ipv4Addr, v6: Ipv6Addr, logs: &Path) -> anyhow::Result<Self> {
         let iperf = iperf::serve(&netns, logs)?;
         Ok(Self { netns, v4, v6, _iperf: iperf })
     }

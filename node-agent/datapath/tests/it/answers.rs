@@ -10,8 +10,8 @@ use std::{
 use basal_e2e::wait::Stopwatch;
 
 use crate::{
-    harness::{Netns, Node, sandbox},
-    traffic::{PATIENCE, kube_proxy, outside, tcp_source, two_pods},
+    harness::{Netns, Node, outside, sandbox},
+    traffic::{PATIENCE, kube_proxy, tcp_source, two_pods},
 };
 
 /// A ping that fails, and what it says.

@@ -253,3 +253,15 @@ pub(crate) fn pair(bpffs: &Path) -> (Node, Node) {
     two.plan.remote_nodes.insert("one".to_owned(), remote(1));
     (one, two)
 }
+
+/// A machine that knows node one by 172.16.0.1 and fd16::1, and no pods.
+pub(crate) fn outside(node: &Node) -> Netns {
+    let outside = Netns::new();
+    node.netns.ip(&format!("link add w0 type veth peer name w0 netns {}", outside.path().display()));
+    for (netns, last) in [(&node.netns, 1), (&outside, 2)] {
+        netns.ip(&format!("addr add 172.16.0.{last}/24 dev w0"));
+        netns.ip(&format!("addr add fd16::{last}/64 dev w0 nodad"));
+        netns.ip("link set w0 up");
+    }
+    outside
+}

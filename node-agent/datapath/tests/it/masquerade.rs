@@ -23,8 +23,8 @@ use basal_runtime::outcome::Outcome;
 
 use crate::{
     answers::{datagram_too_big, refusal, told},
-    harness::{Netns, Node, masquerading, sandbox},
-    traffic::{PATIENCE, kube_proxy, outside, tcp_source, two_pods},
+    harness::{Netns, Node, masquerading, outside, sandbox},
+    traffic::{PATIENCE, kube_proxy, tcp_source, two_pods},
 };
 
 /// A node whose programs masquerade, with two pods, and a machine outside: 172.16.0.2 and fd16::2.
@@ -280,7 +280,7 @@ fn devices_and_addresses_are_followed() {
         one.netns.ip("link del w0");
         one.converge();
         assert!(!one.paths.bpffs.join("cilium/devices/w0").exists(), "nothing is left of it");
-        let outside = crate::traffic::outside(&one);
+        let outside = crate::harness::outside(&one);
         one.converge();
         assert_eq!(tcp_source(&outside, "0.0.0.0:80", &pod, "172.16.0.2:80").ip().to_string(), "172.16.0.1");
     });

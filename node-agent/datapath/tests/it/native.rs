@@ -11,8 +11,8 @@ use basal_datapath::{
 };
 
 use crate::{
-    harness::{Netns, Node, TUNNEL, node, remote, sandbox},
-    traffic::{outside, tcp_source},
+    harness::{Netns, Node, TUNNEL, node, outside, remote, sandbox},
+    traffic::tcp_source,
 };
 
 /// The metric of routes that a node makes over its own devices.

@@ -13,8 +13,8 @@ use basal_datapath::{
 };
 
 use crate::{
-    harness::{Netns, Node, pair, sandbox},
-    traffic::{PATIENCE, POD_ONE, POD_TWO, kube_proxy, outside, tcp_source, two_pods},
+    harness::{Netns, Node, outside, pair, sandbox},
+    traffic::{PATIENCE, POD_ONE, POD_TWO, kube_proxy, tcp_source, two_pods},
 };
 
 /// Runs `work` while tcpdump listens to tunnel packets on the wire of `node`; gives the VNIs of `count` packets.

@@ -35,18 +35,6 @@ pub(crate) fn tcp_source(server: &Netns, address: &str, client: &Netns, to: &str
     })
 }
 
-/// A machine that knows node one by 172.16.0.1 and fd16::1, and no pods.
-pub(crate) fn outside(node: &Node) -> Netns {
-    let outside = Netns::new();
-    node.netns.ip(&format!("link add w0 type veth peer name w0 netns {}", outside.path().display()));
-    for (netns, last) in [(&node.netns, 1), (&outside, 2)] {
-        netns.ip(&format!("addr add 172.16.0.{last}/24 dev w0"));
-        netns.ip(&format!("addr add fd16::{last}/64 dev w0 nodad"));
-        netns.ip("link set w0 up");
-    }
-    outside
-}
-
 /// Two nodes with a pod each: 10.1.1.7 and 10.1.2.7.
 pub(crate) fn two_pods(bpffs: &Path, legacy: bool) -> (Node, Node, Netns, Netns) {
     let (mut one, mut two) = pair(bpffs);
