@@ -52,6 +52,8 @@ struct Lists {
     asked: u64,
     /// The newest one that is complete; 0 before the first.
     complete: u64,
+    /// The newest one that failed at least once.
+    failed: u64,
 }
 
 /// The keys that one subscriber has not taken yet. It is a set, so a slow subscriber costs no more than the keys.
@@ -131,7 +133,7 @@ impl<T: Send + Sync + 'static> Cache<T> {
         ready: Guard,
     ) -> (Self, TaskHandle) {
         let (cache, task) = Self::follow_when_asked(objects, env, resource, scope, parse, ready);
-        cache.list();
+        cache.ask();
         (cache, task)
     }
 
@@ -170,7 +172,10 @@ impl<T: Send + Sync + 'static> Cache<T> {
                 let event = select_biased! { _newer = again => break, event = event => event };
                 match event {
                     Some(Ok(event)) => self.take(event, list),
-                    Some(Err(error)) => self.failed(error, &ready),
+                    Some(Err(error)) => {
+                        self.failed(error, &ready);
+                        self.shared.lists.send_modify(|lists| lists.failed = list);
+                    }
                     None => return,
                 }
                 if self.synced() {
@@ -180,10 +185,30 @@ impl<T: Send + Sync + 'static> Cache<T> {
         }
     }
 
-    /// Has everything listed anew, at quorum: when [`Cache::wait_synced`] answers the next time, the copy is no older than
-    /// this call.
-    pub fn list(&self) {
-        self.shared.lists.send_modify(|lists| lists.asked += 1);
+    /// Has everything listed anew, at quorum, and waits for it: then the copy is no older than this call.
+    ///
+    /// # Errors
+    /// The list failed. It is tried again, as that of every watch, and so it may be complete later.
+    pub async fn list(&self) -> Result<(), ReadError> {
+        let list = self.ask();
+        let mut lists = self.shared.lists.subscribe();
+        let told = lists.wait_for(|lists| lists.complete >= list || lists.failed >= list).await;
+        // The only error is that the sender is gone, and `self` holds it.
+        let complete = told.is_ok_and(|lists| lists.complete >= list);
+        match self.failure() {
+            Some(error) if !complete => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for one more list.
+    fn ask(&self) -> u64 {
+        let mut list = 0;
+        self.shared.lists.send_modify(|lists| {
+            lists.asked += 1;
+            list = lists.asked;
+        });
+        list
     }
 
     /// Has everything listed, unless that was asked for before.
@@ -195,10 +220,10 @@ impl<T: Send + Sync + 'static> Cache<T> {
         });
     }
 
-    /// Takes one event of a watch.
+    /// Takes one event that the watch did not deliver, or of a cache that nothing fills.
     pub fn apply(&self, event: ObjectEvent) {
-        let list = self.shared.lists.borrow().asked.max(1);
-        self.take(event, list);
+        let lists = *self.shared.lists.borrow();
+        self.take(event, if lists.asked == 0 { 1 } else { lists.complete });
     }
 
     /// Takes one event of the watch that began with a list.
@@ -248,12 +273,11 @@ impl<T: Send + Sync + 'static> Cache<T> {
         self.shared.lists.borrow().complete > 0
     }
 
-    /// Waits until the list that was asked for last is complete, or the first one if none was.
+    /// Waits until a list was complete.
     pub async fn wait_synced(&self) {
         let mut lists = self.shared.lists.subscribe();
-        let complete = |lists: &Lists| lists.complete > 0 && lists.complete >= lists.asked;
         // The only error is that the sender is gone, and `self` holds it.
-        lists.wait_for(complete).await.map(drop).unwrap_or_default();
+        lists.wait_for(|lists| lists.complete > 0).await.map(drop).unwrap_or_default();
     }
 
     /// Why the watch does not work at the moment, if it does not.
@@ -426,17 +450,32 @@ mod tests {
         while cache.len() < 2 {
             tokio::task::yield_now().await;
         }
-        cache.list();
+        let mut anew = Box::pin(cache.list());
+        assert_eq!(anew.as_mut().now_or_never(), None);
         // What the former watch still says does not count as the new list.
         let _gone = first.unbounded_send(Ok(ObjectEvent::InSync));
-        assert_eq!(cache.wait_synced().now_or_never(), None);
         listed(&second, &["b", "c"]);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(cache.wait_synced().now_or_never(), None, "the new list is not complete");
+        assert_eq!(anew.as_mut().now_or_never(), None, "the new list is not complete");
         second.unbounded_send(Ok(ObjectEvent::InSync)).unwrap();
-        cache.wait_synced().await;
+        assert_eq!(anew.await, Ok(()));
         let names = cache.read(|store| store.iter().map(|(key, _)| key.name.clone()).collect::<Vec<_>>());
         assert_eq!(names, ["b", "c"]);
         readiness.ready().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_list_is_told_that_it_failed() {
+        let ([first, second, third], server) = server();
+        let (env, readiness) = (SeededEnv::new(1), Readiness::new());
+        let (cache, _task) = Cache::follow(&server, &env, NODE, &Scope::default(), name, readiness.guard("node cache"));
+        let in_sync = [ObjectEvent::Restarted, ObjectEvent::InSync];
+        in_sync.clone().into_iter().for_each(|event| first.unbounded_send(Ok(event)).unwrap());
+        cache.wait_synced().await;
+        let away = ReadError::Unavailable("away".into());
+        second.unbounded_send(Err(away.clone())).unwrap();
+        assert_eq!(cache.list().await, Err(away), "though an older list was complete");
+        in_sync.into_iter().for_each(|event| third.unbounded_send(Ok(event)).unwrap());
+        assert_eq!(cache.list().await, Ok(()));
     }
 }

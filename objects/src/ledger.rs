@@ -8,9 +8,10 @@
 //!   resourceVersion that was read, which makes every older resourceVersion worthless. Whoever led before looks at the
 //!   fence first in each swap, so at most the one write that it had under way may still get in, and only into a cell that is
 //!   not stamped yet: the stamp fails on it then, reads the cell again, and the new leader loads the claim with the rest.
-//!   After [`Ledger::take_fence`] no swap of an earlier term changes a cell that was there. A term that ends with an answer to
-//!   every write of its own says so in `spec.endedTerm`: who takes the fence from it has nothing to stamp. The mark names the
-//!   term, so it is worth nothing once another one, of whatever version of Basal, has taken the fence.
+//!   After [`Ledger::take_fence`] no swap of an earlier term changes a cell that was there. A term that ends with
+//!   an answer to every write of a cell notes it in `spec.ended`: who takes the fence from it stamps a cell only before its
+//!   own first write there. The note names the term, and the generation of the object that it made, so it is worth nothing
+//!   once another term, of whatever version of Basal, took the fence, or somebody changed the specification.
 //! - **A new cell** is first put on the list in the Ledger, at the resourceVersion at which the Ledger held this term, and then
 //!   created. So two leaders with different masks never make cells that overlap, a create that comes late meets the cell of
 //!   the successor (or is met by it: one name, one object), and a cell that is missing is told from one that never was.
@@ -48,7 +49,7 @@ use serde_json::{Value, json};
 
 use self::{
     active::not_active,
-    fence::Unanswered,
+    fence::Own,
     format::{FormatError, LedgerSeen, Sorted},
     watch::Follower,
 };
@@ -95,10 +96,8 @@ struct Seen {
     ledger: Option<(String, Version)>,
     /// The fence at the last load.
     fence: FenceSeen,
-    /// The term that took the fence, with every write of an earlier one behind it.
-    taken: Option<TermId>,
-    /// What it sent.
-    unanswered: Unanswered,
+    /// What the term wrote itself.
+    own: Own,
     /// The newest list of cells.
     list: i64,
     /// The uids of cells that were there.
@@ -107,13 +106,6 @@ struct Seen {
     cells: SeenCells,
     /// Why the store is not what it was.
     replaced: Option<String>,
-}
-
-impl Seen {
-    /// Whether nothing of a term is under way any more, or of one before it.
-    fn is_settled(&self, term: &TermId) -> bool {
-        self.taken.as_ref() == Some(term) && self.unanswered.is_none()
-    }
 }
 
 /// What ends a sequence of writes early.
@@ -301,28 +293,34 @@ impl ObjectLedger {
 
     async fn swap_one(&self, term: &TermId, swap: &CellSwap) -> Result<Version, Halt> {
         let id = swap.new.id();
-        let unanswered = self.seen().unanswered.clone();
         let ledger = self.read_own(term).await?;
-        let outcome = if swap.expected == Version::ABSENT {
+        let (earlier, outcome) = if swap.expected == Version::ABSENT {
             // Another cell around it, or in it, is on the list: it was made under another mask, and is to be loaded.
             if ledger.cells.iter().any(|cell| *cell != id && cell.prefix().overlaps(&id.prefix())) {
                 return Err(Halt::Conflict);
             }
             self.put_on_list(term, &[id]).await?;
-            let cell = format::new_cell(&self.cluster, term, &swap.new);
-            unanswered.count(self.objects.create(POD_CIDR_CELL, cell)).await
+            let earlier = self.seen().own.sent(id, Version::ABSENT);
+            (earlier, self.objects.create(POD_CIDR_CELL, format::new_cell(&self.cluster, term, &swap.new)).await)
         } else {
             let uid = self.uid_of(swap).await?;
-            let body = format::changed_cell(term, &swap.new);
-            let patch = patch(&uid, swap.expected, body);
-            unanswered.count(self.objects.patch(POD_CIDR_CELL, &self.cell_key(id), patch)).await
+            let stamped = self.seen().own.has(id);
+            let expected =
+                if stamped { swap.expected } else { self.stamp_first(term, id, &uid, swap.expected).await? };
+            let patch = patch(&uid, expected, format::changed_cell(term, &swap.new));
+            let earlier = self.seen().own.sent(id, expected);
+            (earlier, self.objects.patch(POD_CIDR_CELL, &self.cell_key(id), patch).await)
         };
+        if matches!(outcome, Outcome::Refused(_)) {
+            self.seen().own.refused(id, earlier);
+        }
         match written(outcome) {
             Ok(object) => {
                 let version = format::version(&object)?;
                 let mut seen = self.seen();
                 seen.uids.insert(id, object.uid().to_owned());
                 seen.cells.note(id, version);
+                seen.own.wrote(id, version);
                 Ok(version)
             }
             // The stamp of a later leader is such a conflict too.
@@ -412,6 +410,9 @@ impl Ledger for ObjectLedger {
             return Err(LedgerError::StoreReplaced(why.clone()));
         }
         seen.list = seen.list.max(revision);
+        for (id, stored) in &loaded.cells {
+            seen.own.saw(*id, stored.version);
+        }
         seen.uids = cells.iter().map(|(id, object)| (*id, object.uid().to_owned())).collect();
         seen.fence = loaded.fence.clone();
         Ok(loaded)

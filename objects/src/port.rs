@@ -63,7 +63,8 @@ pub struct ObjectList {
 }
 
 /// What a watch delivers. It begins with `Restarted`, all objects as `Listed` at [`Freshness::Quorum`], then `InSync`; then
-/// changes. After a gap the same begins anew: an object that is not listed again is gone.
+/// changes. After a gap the same begins anew, with what the server that is asked then has at hand: an object that is not
+/// listed again is gone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ObjectEvent {
     /// A list begins.

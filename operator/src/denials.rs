@@ -128,7 +128,15 @@ impl Objects for Noted {
         let denials = self.denials.clone();
         let right = Right { verb: "watch", resource: resource.plural, subresource: None };
         let events = self.inner.watch(resource, scope);
-        events.inspect(move |event| denials.read(right, event)).boxed()
+        // That a list begins is no answer of the server yet.
+        let is_answer = |event: &Result<ObjectEvent, ReadError>| !matches!(event, Ok(ObjectEvent::Restarted));
+        events
+            .inspect(move |event| {
+                if is_answer(event) {
+                    denials.read(right, event)
+                }
+            })
+            .boxed()
     }
 
     async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {

@@ -297,7 +297,9 @@ impl Operator {
         let records = if ports.store.kind() == work.home { views.records.clone() } else { Records::none() };
         let views = &Views { records, ..views.clone() };
         let reporter = Reporter::new(recorder.clone(), self.metrics.clone());
-        views.records.wait_synced().await;
+        if over.run_until_cancelled(views.records.wait_synced()).await.is_none() {
+            return Ok(Ended::Over);
+        }
         for loss in &begun.lost {
             reporter.lost(views, loss);
         }

@@ -153,7 +153,7 @@ pub async fn begin(
     // After the fence was taken: who moves the claims reads the Ledger first, and then finds that its seal is gone.
     may_begin(ports, &seen).await?;
     let begun = Instant::now();
-    views.list().await;
+    views.list().await?;
     let carried = carried(ports, views).await?;
     let objects = begun.elapsed();
     // After the objects: a claim that is newer than what they list is seen.

@@ -179,15 +179,25 @@ pub struct LedgerSpec {
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     #[schemars(length(max = 64))]
     pub term: String,
-    /// The id of the last term that ended with an answer to every write of its own. While it is the one in `term`, the next
-    /// leader need not guard the cells against former ones, which makes it quicker.
-    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
-    #[schemars(length(max = 64))]
-    pub ended_term: String,
+    /// The last term that ended with an answer to every write of a cell. While nothing else was changed here since, no write
+    /// of a former leader can change a cell any more, and the next one has less to do before it begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<EndedTerm>,
     /// The prefix of every cell. One that has no PodCIDRCell has lost it; then its claims are read from CiliumNodes.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "or_default")]
     #[schemars(with = "Vec<Cidr>", length(max = 8192), extend("x-kubernetes-list-type" = "set"))]
     pub cells: Vec<String>,
+}
+
+/// A term that ended, and where that stands in the history of the object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedTerm {
+    /// Its id.
+    #[schemars(length(max = 64))]
+    pub term: String,
+    /// The `metadata.generation` that the note made: after any other change of the specification it is worth nothing.
+    pub generation: i64,
 }
 
 /// A store of claims.

@@ -22,8 +22,8 @@ pub use endpoint::{
 };
 pub use identity::{CiliumIdentity, HEARTBEAT_ANNOTATION};
 pub use ledger::{
-    CellBlock, CellBlockState, CellSpec, LEDGER_FINALIZER, Ledger, LedgerSpec, LedgerStatus, LedgerStore, PodCidrCell,
-    cell_name,
+    CellBlock, CellBlockState, CellSpec, EndedTerm, LEDGER_FINALIZER, Ledger, LedgerSpec, LedgerStatus, LedgerStore,
+    PodCidrCell, cell_name,
 };
 pub use node::{
     AGENT_STORE_ANNOTATION, AddressOwner, AllocatedPool, CiliumNode, DO_NOT_GC_ANNOTATION, Encryption, FamilyAddresses,

@@ -1,57 +1,70 @@
 //! How a term takes the fence, and how it leaves it.
 
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use basal_crds::resources::LedgerStore;
 use basal_ipam::{
-    cell::CellId,
+    cell::{CellId, Version},
     ledger::{FenceAnswer, FenceSeen},
     names::TermId,
 };
-use basal_runtime::outcome::Outcome;
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tracing::debug;
 
 use super::{Halt, ObjectLedger, Role, TRIES, active::not_active, format, format::Sorted, patch, read_failed, written};
-use crate::{
-    object::{
-        Object,
-        resources::{LEDGER, POD_CIDR_CELL},
-    },
-    port::Refusal,
+use crate::object::{
+    Object,
+    resources::{LEDGER, POD_CIDR_CELL},
 };
 
 /// Cells that are stamped at the same time.
 const STAMPS_AT_ONCE: usize = 16;
 
-/// The writes of cells that a term sent and has no answer to. Clones count together, and a write that nobody waits for any
-/// more stays counted: it may still get in.
+/// What a term knows of its own writes of cells.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unanswered(Arc<AtomicUsize>);
+pub(super) struct Own {
+    /// The term that took the fence, with every write of an earlier one behind it.
+    taken: Option<TermId>,
+    /// Cells that it wrote: no earlier term, and no earlier state of the store, had their versions.
+    cells: BTreeSet<CellId>,
+    /// Writes without an answer, with the version that each expects. One that nobody waits for any more stays: it may still
+    /// get in.
+    unanswered: BTreeMap<CellId, Version>,
+}
 
-impl Unanswered {
-    /// Counts a write until it is answered.
-    pub(super) async fn count(
-        &self,
-        write: impl Future<Output = Outcome<Object, Refusal>>,
-    ) -> Outcome<Object, Refusal> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        let outcome = write.await;
-        if !matches!(outcome, Outcome::Unknown(_)) {
-            self.0.fetch_sub(1, Ordering::SeqCst);
-        }
-        outcome
+impl Own {
+    pub(super) fn has(&self, id: CellId) -> bool {
+        self.cells.contains(&id)
     }
 
-    pub(super) fn is_none(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == 0
+    /// A cell was written, and is at a version.
+    pub(super) fn wrote(&mut self, id: CellId, version: Version) {
+        self.cells.insert(id);
+        self.saw(id, version);
+    }
+
+    /// A write of a cell is sent; answers the version that an earlier one expects that is not answered.
+    pub(super) fn sent(&mut self, id: CellId, expected: Version) -> Option<Version> {
+        self.unanswered.insert(id, expected)
+    }
+
+    /// It was not carried out, which says nothing of the earlier one.
+    pub(super) fn refused(&mut self, id: CellId, earlier: Option<Version>) {
+        self.unanswered.remove(&id);
+        self.unanswered.extend(earlier.map(|version| (id, version)));
+    }
+
+    /// A cell is at a version: a write that expects an older one got in, or never will.
+    pub(super) fn saw(&mut self, id: CellId, version: Version) {
+        if self.unanswered.get(&id).is_some_and(|expected| *expected < version) {
+            self.unanswered.remove(&id);
+        }
+    }
+
+    /// Whether nothing of a term can change a cell any more, nor of one before it.
+    fn is_settled(&self, term: &TermId) -> bool {
+        self.taken.as_ref() == Some(term) && self.unanswered.is_empty()
     }
 }
 
@@ -72,7 +85,7 @@ impl ObjectLedger {
         };
         match self.stamp_all(term, former).await {
             Ok(()) => {
-                self.seen().taken = Some(term.clone());
+                self.seen().own.taken = Some(term.clone());
                 FenceAnswer::Taken
             }
             // The fence holds the term, and cells are not stamped: as good as if it were not known.
@@ -131,7 +144,11 @@ impl ObjectLedger {
             let outcome = self.objects.patch(POD_CIDR_CELL, &key, patch(object.uid(), format::version(&object)?, body));
             match written(outcome.await) {
                 Err(Halt::Conflict) => {}
-                other => return other.map(drop),
+                Ok(stamped) => {
+                    self.seen().own.wrote(id, format::version(&stamped)?);
+                    return Ok(());
+                }
+                Err(halt) => return Err(halt),
             }
             // A former leader wrote a claim, or a later one its own stamp.
             self.read_own(term).await?;
@@ -144,9 +161,27 @@ impl ObjectLedger {
         Err(Halt::Conflict)
     }
 
+    /// Stamps a cell that a term was spared to stamp, before its first write there, which so expects a version that was its
+    /// own. Should it come late, after an older state of the store was put back, it fails.
+    pub(super) async fn stamp_first(
+        &self,
+        term: &TermId,
+        id: CellId,
+        uid: &str,
+        seen: Version,
+    ) -> Result<Version, Halt> {
+        let body = format::stamp_only(term);
+        let stamped = written(self.objects.patch(POD_CIDR_CELL, &self.cell_key(id), patch(uid, seen, body)).await)?;
+        let version = format::version(&stamped)?;
+        let mut seen = self.seen();
+        seen.own.wrote(id, version);
+        seen.cells.note(id, version);
+        Ok(version)
+    }
+
     /// Notes the end of a term, if all its writes are answered.
     pub(super) async fn leave(&self, term: &TermId) {
-        if !self.seen().is_settled(term) {
+        if !self.seen().own.is_settled(term) {
             debug!(%term, "the end of the term is not noted: a write of it may still get in");
             return;
         }
@@ -158,7 +193,7 @@ impl ObjectLedger {
     async fn put_end(&self, term: &TermId) -> Result<(), Halt> {
         for _ in 0..TRIES {
             let ledger = self.read_own(term).await?;
-            match self.patch_ledger(&ledger, json!({ "endedTerm": term.as_str() })).await {
+            match self.patch_ledger(&ledger, ledger.end()).await {
                 Err(Halt::Conflict) => {}
                 other => return other,
             }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use basal_crds::resources::{
-    CellBlock, CellBlockState, CellSpec, Kind as _, LEDGER_FINALIZER, Ledger, LedgerStore, PodCidrCell, cell_name,
+    CellBlock, CellBlockState, CellSpec, EndedTerm, Kind as _, LEDGER_FINALIZER, Ledger, LedgerStore, PodCidrCell,
+    cell_name,
 };
 use basal_ipam::{
     cell::{Block, BlockState, CELL_BITS, Cell, CellError, CellId, Version},
@@ -64,8 +65,10 @@ pub(super) struct LedgerSeen {
     pub(super) leaving: Option<LedgerStore>,
     /// Empty while there is no term.
     pub(super) term: String,
+    /// `metadata.generation`.
+    generation: i64,
     /// The last term that noted its end.
-    pub(super) ended: String,
+    ended: Option<EndedTerm>,
     /// The index: every cell that there is.
     pub(super) cells: Vec<CellId>,
 }
@@ -84,13 +87,19 @@ impl LedgerSeen {
             leaving: ledger.spec.leaving.filter(|left| *left != ledger.spec.store),
             cells: ledger.spec.cells.iter().map(cell).collect::<Result<_, _>>()?,
             term: ledger.spec.term,
-            ended: ledger.spec.ended_term,
+            ended: ledger.spec.ended,
+            generation: object.generation(),
         })
     }
 
-    /// Whether the term in it has ended, and every write of it and of those before was answered.
+    /// Whether the term in it has ended in order, and nobody changed the specification since.
     pub(super) fn has_ended(&self) -> bool {
-        !self.term.is_empty() && self.ended == self.term
+        self.ended.as_ref().is_some_and(|ended| ended.term == self.term && ended.generation == self.generation)
+    }
+
+    /// What a patch puts into it when its term ends.
+    pub(super) fn end(&self) -> Value {
+        json!({ "ended": { "term": self.term, "generation": self.generation + 1 } })
     }
 
     pub(super) fn fence(&self) -> FenceSeen {
@@ -198,10 +207,14 @@ pub(super) fn changed_cell(term: &TermId, cell: &Cell) -> Value {
     json!({ "spec": { "term": term.as_str(), "blocks": blocks(cell) } })
 }
 
-/// What a patch puts into a cell's object so that older versions of it are worth nothing; and its finalizer, where it
-/// lacks it.
+/// What a patch puts into a cell's object so that older versions of it are worth nothing.
+pub(super) fn stamp_only(term: &TermId) -> Value {
+    json!({ "spec": { "term": term.as_str() } })
+}
+
+/// The same, and its finalizer, where it lacks it.
 pub(super) fn stamp(term: &TermId, object: &Object) -> Value {
-    let mut body = json!({ "spec": { "term": term.as_str() } });
+    let mut body = stamp_only(term);
     if lacks_finalizer(object) {
         let mut finalizers: Vec<Value> = finalizers(object).cloned().collect();
         finalizers.push(json!(LEDGER_FINALIZER));

@@ -1,7 +1,7 @@
 //! What the operator sees of the servers.
 
 use basal_ipam::names::{NodeName, NodeUid};
-use basal_objects::{cache::Cache, object::ObjectKey};
+use basal_objects::{cache::Cache, object::ObjectKey, port::ReadError};
 
 use super::{CiliumNodeFacts, NodeFacts, Packed, Records};
 
@@ -23,12 +23,13 @@ impl Views {
         self.cilium_nodes.list_once();
     }
 
-    /// Lists the objects at quorum, whatever was seen of them before, and waits until all are there.
-    pub(crate) async fn list(&self) {
-        self.nodes.list();
-        self.cilium_nodes.list();
-        self.nodes.wait_synced().await;
-        self.cilium_nodes.wait_synced().await;
+    /// Lists the objects at quorum, whatever was seen of them before.
+    ///
+    /// # Errors
+    /// The API server did not answer one of the lists, or denied it.
+    pub(crate) async fn list(&self) -> Result<(), ReadError> {
+        futures::try_join!(self.nodes.list(), self.cilium_nodes.list())?;
+        Ok(())
     }
 
     /// The uid of a Node that is there.

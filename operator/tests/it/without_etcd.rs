@@ -127,7 +127,7 @@ fn a_leader_that_is_stopped_in_order_spares_the_next_one_the_stamps_and_one_that
         world.stop("a");
         world
             .until("the end is noted", LIMIT, |w| {
-                ledger(w).pointer("/spec/endedTerm").and_then(Value::as_str).is_some_and(|term| first.contains(term))
+                ledger(w).pointer("/spec/ended/term").and_then(Value::as_str).is_some_and(|term| first.contains(term))
             })
             .await?;
         operator(world, Over::CustomResources, "b", &pool);

@@ -76,7 +76,7 @@ impl Watch {
         match self.place {
             // A new watch asks the store, as the port promises.
             Place::Outside => self.list(state, None),
-            Place::Failed(revision) if revision != state.store.revision() => self.list(state, old),
+            Place::Failed(revision) if revision != state.store.revision() => self.list(state, None),
             Place::Failed(_) => {}
             Place::Inside { epoch, .. } if epoch != state.watch_epoch => self.list(state, old),
             Place::Inside { .. } if old.is_some() => {}

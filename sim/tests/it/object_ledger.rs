@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use async_trait::async_trait;
@@ -115,17 +115,23 @@ pub(crate) struct Hooked {
     after_get: Mutex<Option<(usize, Hook)>>,
     /// What a get answers instead.
     shown: Mutex<Option<Object>>,
-    /// Whether patches get no answer.
-    mute: AtomicBool,
-    /// Whether patches never come to an end.
-    stall: AtomicBool,
+    /// Whether writes of cells get no answer.
+    mute_cells: AtomicBool,
+    /// How many patches of cells there were.
+    patches: AtomicUsize,
+    /// After so many more patches one never comes to an end.
+    stall: Mutex<Option<usize>>,
+    /// That one.
+    stalled: Mutex<Option<MergePatch>>,
 }
 
 impl Hooked {
     pub(crate) fn new(server: &ModelObjects) -> Arc<Self> {
         let (after_list, after_get, shown) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (mute, stall) = (AtomicBool::default(), AtomicBool::default());
-        Arc::new(Self { server: server.clone(), after_list, after_get, shown, mute, stall })
+        let (mute_cells, patches) = (AtomicBool::default(), AtomicUsize::default());
+        let (stall, stalled) = (Mutex::default(), Mutex::default());
+        let server = server.clone();
+        Arc::new(Self { server, after_list, after_get, shown, mute_cells, patches, stall, stalled })
     }
 
     /// The ledger of an operator that sees this server.
@@ -133,14 +139,44 @@ impl Hooked {
         ObjectLedger::new(Arc::<Self>::clone(self), "default")
     }
 
-    /// From now on patches get no answer, or do again.
-    pub(crate) fn mute(&self, mute: bool) {
-        self.mute.store(mute, Ordering::SeqCst);
+    /// From now on writes of cells get no answer, or do again.
+    pub(crate) fn mute_cells(&self, mute: bool) {
+        self.mute_cells.store(mute, Ordering::SeqCst);
     }
 
-    /// The next patch never comes to an end.
-    pub(crate) fn stall(&self) {
-        self.stall.store(true, Ordering::SeqCst);
+    /// How many patches of cells there were.
+    pub(crate) fn patches_of_cells(&self) -> usize {
+        self.patches.load(Ordering::SeqCst)
+    }
+
+    /// Behind so many patches the next one never comes to an end.
+    pub(crate) fn stall_after(&self, patches: usize) {
+        *self.stall.lock().unwrap() = Some(patches);
+    }
+
+    /// The patch that never came to an end.
+    pub(crate) fn stalled(&self) -> Option<MergePatch> {
+        self.stalled.lock().unwrap().clone()
+    }
+
+    fn stalls(&self, patch: &MergePatch) -> bool {
+        let mut stall = self.stall.lock().unwrap();
+        match *stall {
+            Some(0) => {
+                *stall = None;
+                *self.stalled.lock().unwrap() = Some(patch.clone());
+                true
+            }
+            left => {
+                *stall = left.map(|left| left - 1);
+                false
+            }
+        }
+    }
+
+    fn answer(&self, resource: Resource, answer: Outcome<Object, Refusal>) -> Outcome<Object, Refusal> {
+        let mute = resource == POD_CIDR_CELL && self.mute_cells.load(Ordering::SeqCst);
+        if mute { Outcome::Unknown("lost".to_owned()) } else { answer }
     }
 
     fn after_list(&self, hook: impl Future<Output = ()> + Send + 'static) {
@@ -188,15 +224,17 @@ impl Objects for Hooked {
     }
 
     async fn create(&self, resource: Resource, object: Object) -> Outcome<Object, Refusal> {
-        self.server.create(resource, object).await
+        let answer = self.server.create(resource, object).await;
+        self.answer(resource, answer)
     }
 
     async fn patch(&self, resource: Resource, key: &ObjectKey, patch: MergePatch) -> Outcome<Object, Refusal> {
-        if self.stall.swap(false, Ordering::SeqCst) {
+        if self.stalls(&patch) {
             std::future::pending::<()>().await;
         }
         let answer = self.server.patch(resource, key, patch).await;
-        if self.mute.load(Ordering::SeqCst) { Outcome::Unknown("lost".to_owned()) } else { answer }
+        self.patches.fetch_add(usize::from(resource == POD_CIDR_CELL), Ordering::SeqCst);
+        self.answer(resource, answer)
     }
 
     async fn delete(&self, resource: Resource, key: &ObjectKey, only_if: Preconditions) -> Outcome<(), Refusal> {
