@@ -3,7 +3,7 @@
 //! A label has a source (`k8s`, `reserved`, `gen`, …), a key and a value. A set holds one label per key, whatever the
 //! source, and has one canonical text, which etcd keys are made of: two writers must agree on it byte for byte.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// The source of labels that come from Kubernetes.
 pub const SOURCE_K8S: &str = "k8s";
@@ -35,12 +35,11 @@ pub enum LabelError {
     Unsorted(String),
 }
 
-/// One label.
+/// One label, as one text: thousands of identities are in the memory of every agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Label {
-    source: String,
-    key: String,
-    value: String,
+    /// `source:key=value`. A source holds no colon, a key no equals sign, so it has one reading.
+    text: Box<str>,
 }
 
 impl Label {
@@ -56,7 +55,13 @@ impl Label {
         if source.contains([':', '=', ';']) || key.contains(['=', ';']) || value.contains(';') {
             return Err(LabelError::Separator(text()));
         }
-        Ok(Self { source: source.to_owned(), key: key.to_owned(), value: value.to_owned() })
+        Ok(Self { text: text().into_boxed_str() })
+    }
+
+    fn parts(&self) -> (&str, &str, &str) {
+        let (source, rest) = self.text.split_once(':').unwrap_or_default();
+        let (key, value) = rest.split_once('=').unwrap_or_default();
+        (source, key, value)
     }
 
     /// Reads `source:key=value` or `source:key`, the form of labels in the API; without a source it is `unspec`.
@@ -72,33 +77,35 @@ impl Label {
     /// Where the label comes from.
     #[must_use]
     pub fn source(&self) -> &str {
-        &self.source
+        self.parts().0
     }
 
     /// The key, without source.
     #[must_use]
     pub fn key(&self) -> &str {
-        &self.key
+        self.parts().1
     }
 
     /// The value; may be empty.
     #[must_use]
     pub fn value(&self) -> &str {
-        &self.value
+        self.parts().2
     }
 }
 
 /// `source:key=value`, or `source:key` for an empty value.
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.source, self.key)?;
-        if self.value.is_empty() { Ok(()) } else { write!(f, "={}", self.value) }
+        f.write_str(self.text.strip_suffix('=').filter(|_| self.value().is_empty()).unwrap_or(&self.text))
     }
 }
 
-/// A set of labels, one per key.
+/// A set of labels, one per key. Clones share them.
 #[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Labels(BTreeMap<String, Label>);
+pub struct Labels(
+    /// Ordered by key.
+    Arc<[Label]>,
+);
 
 impl Labels {
     /// The empty set.
@@ -107,20 +114,16 @@ impl Labels {
         Self::default()
     }
 
-    /// Adds a label; answers the one of the same key that it replaces, even if that had another source.
-    pub fn insert(&mut self, label: Label) -> Option<Label> {
-        self.0.insert(label.key.clone(), label)
-    }
-
     /// The label of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Label> {
-        self.0.get(key)
+        let found = self.0.binary_search_by_key(&key, Label::key);
+        found.ok().map(|place| &self.0[place])
     }
 
     /// The labels, ordered by key.
     pub fn iter(&self) -> impl Iterator<Item = &Label> {
-        self.0.values()
+        self.0.iter()
     }
 
     /// How many labels there are.
@@ -139,7 +142,7 @@ impl Labels {
     /// count), one after the other. It is the value of an identity's key in etcd and part of other keys.
     #[must_use]
     pub fn canonical(&self) -> String {
-        self.iter().map(|label| format!("{}:{}={};", label.source, label.key, label.value)).collect()
+        self.iter().flat_map(|label| [&*label.text, ";"]).collect()
     }
 
     /// Reads the canonical text, and nothing else: a text that another set of labels would also be read from must not
@@ -152,7 +155,7 @@ impl Labels {
             return Err(LabelError::Empty);
         }
         let body = text.strip_suffix(';').ok_or_else(|| LabelError::Unterminated(text.to_owned()))?;
-        let mut labels = Self::new();
+        let mut labels = Vec::new();
         let mut last: Option<&str> = None;
         for part in body.split(';') {
             let form = || LabelError::Form(part.to_owned());
@@ -163,15 +166,19 @@ impl Labels {
                 std::cmp::Ordering::Equal => return Err(LabelError::Duplicate(key.to_owned())),
                 std::cmp::Ordering::Greater => return Err(LabelError::Unsorted(text.to_owned())),
             }
-            labels.insert(Label::new(source, key, value)?);
+            labels.push(Label::new(source, key, value)?);
         }
-        Ok(labels)
+        Ok(Self(labels.into()))
     }
 
     /// The map of a CiliumIdentity's `security-labels`: `source:key` to value.
     #[must_use]
     pub fn to_security_labels(&self) -> BTreeMap<String, String> {
-        self.iter().map(|label| (format!("{}:{}", label.source, label.key), label.value.clone())).collect()
+        let entry = |label: &Label| {
+            let (source, key, value) = label.parts();
+            (format!("{source}:{key}"), value.to_owned())
+        };
+        self.iter().map(entry).collect()
     }
 
     /// Reads the map of a CiliumIdentity's `security-labels`.
@@ -179,21 +186,22 @@ impl Labels {
     /// # Errors
     /// [`LabelError::Form`] for a key without source, [`LabelError::Duplicate`] for one key from two sources.
     pub fn from_security_labels(map: &BTreeMap<String, String>) -> Result<Self, LabelError> {
-        let mut labels = Self::new();
+        let mut labels = BTreeMap::new();
         for (key, value) in map {
             let (source, name) = key.split_once(':').ok_or_else(|| LabelError::Form(format!("{key}={value}")))?;
-            if let Some(replaced) = labels.insert(Label::new(source, name, value)?) {
-                return Err(LabelError::Duplicate(replaced.key));
+            if labels.insert(name, Label::new(source, name, value)?).is_some() {
+                return Err(LabelError::Duplicate(name.to_owned()));
             }
         }
-        Ok(labels)
+        Ok(Self(labels.into_values().collect()))
     }
 }
 
 /// A later label replaces an earlier one of the same key.
 impl FromIterator<Label> for Labels {
     fn from_iter<I: IntoIterator<Item = Label>>(labels: I) -> Self {
-        Self(labels.into_iter().map(|label| (label.key.clone(), label)).collect())
+        let by_key: BTreeMap<String, Label> = labels.into_iter().map(|label| (label.key().to_owned(), label)).collect();
+        Self(by_key.into_values().collect())
     }
 }
 
@@ -237,9 +245,8 @@ mod tests {
 
     #[test]
     fn a_key_has_one_label_whatever_the_source() {
-        let mut labels = Labels::new();
-        assert_eq!(labels.insert(Label::new("k8s", "a", "1").unwrap()), None);
-        assert_eq!(labels.insert(Label::new("gen", "a", "2").unwrap()), Some(Label::new("k8s", "a", "1").unwrap()));
+        let labels: Labels =
+            [("k8s", "1"), ("gen", "2")].map(|(s, v)| Label::new(s, "a", v).unwrap()).into_iter().collect();
         assert_eq!(labels.canonical(), "gen:a=2;");
     }
 

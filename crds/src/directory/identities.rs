@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -33,8 +33,8 @@ const REFRESH: Duration = Duration::from_secs(5 * 60);
 /// What is known of all identities, from a watch. `Age` orders those with the same labels: the least is the one to use.
 #[derive(Debug, Clone)]
 pub struct KnownIdentities<Age = ()> {
-    by_id: BTreeMap<IdentityId, (Arc<Labels>, Age)>,
-    by_labels: BTreeMap<Arc<Labels>, BTreeSet<(Age, IdentityId)>>,
+    by_id: BTreeMap<IdentityId, (Labels, Age)>,
+    by_labels: BTreeMap<Labels, BTreeSet<(Age, IdentityId)>>,
 }
 
 impl<Age> Default for KnownIdentities<Age> {
@@ -47,8 +47,7 @@ impl<Age: Ord + Copy> KnownIdentities<Age> {
     /// An identity exists with these labels.
     pub fn insert(&mut self, id: IdentityId, labels: Labels, age: Age) {
         self.remove(id);
-        let labels = Arc::new(labels);
-        self.by_labels.entry(Arc::clone(&labels)).or_default().insert((age, id));
+        self.by_labels.entry(labels.clone()).or_default().insert((age, id));
         self.by_id.insert(id, (labels, age));
     }
 
@@ -66,7 +65,7 @@ impl<Age: Ord + Copy> KnownIdentities<Age> {
     /// The labels of an identity.
     #[must_use]
     pub fn labels(&self, id: IdentityId) -> Option<&Labels> {
-        self.by_id.get(&id).map(|(labels, _)| &**labels)
+        self.by_id.get(&id).map(|(labels, _)| labels)
     }
 
     /// The identities with these labels, the oldest first, then the lowest. More than one exist when two agents could not
@@ -77,7 +76,7 @@ impl<Age: Ord + Copy> KnownIdentities<Age> {
 
     /// Every identity with its labels.
     pub fn iter(&self) -> impl Iterator<Item = (IdentityId, &Labels)> {
-        self.by_id.iter().map(|(id, (labels, _))| (*id, &**labels))
+        self.by_id.iter().map(|(id, (labels, _))| (*id, labels))
     }
 
     /// A number that is neither taken nor excepted: the first one at or after the place that `random` points to.

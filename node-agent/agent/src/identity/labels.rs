@@ -31,9 +31,9 @@ pub struct PodFacts<'a> {
 /// # Errors
 /// A key or value that etcd's text form cannot hold; the API server accepts none such.
 pub fn pod_labels(pod: PodFacts<'_>) -> Result<Labels, LabelError> {
-    let mut labels = Labels::new();
+    let mut labels = Vec::new();
     let mut insert = |key: &str, value: &str| -> Result<(), LabelError> {
-        labels.insert(Label::new(SOURCE_K8S, key, value)?);
+        labels.push(Label::new(SOURCE_K8S, key, value)?);
         Ok(())
     };
     for (key, value) in pod.labels {
@@ -50,7 +50,7 @@ pub fn pod_labels(pod: PodFacts<'_>) -> Result<Labels, LabelError> {
         insert(SERVICE_ACCOUNT, pod.service_account)?;
     }
     insert(CLUSTER, pod.cluster)?;
-    Ok(labels)
+    Ok(labels.into_iter().collect())
 }
 
 /// The label of a reserved identity, `reserved:init` for example.
