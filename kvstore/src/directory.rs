@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use basal_crds::{
-    directory::{AllocateError, Changes, Directory, NodeId, identities::IdentityFeed, patience::Patience},
+    directory::{AllocateError, Changes, Directory, IpOwner, NodeId, identities::IdentityFeed, patience::Patience},
     identity::{IdentityId, IdentityRange},
     kvstore::{IpRecord, IpTarget, NodeRecord, keys, parse_identity_labels},
     labels::Labels,
@@ -106,10 +106,10 @@ fn read_node(kv: &KeyValue) -> Result<(NodeId, NodeRecord), String> {
     Ok(((cluster, node), record))
 }
 
-fn read_ip(kv: &KeyValue) -> Result<(IpTarget, IpRecord), String> {
+fn read_ip(kv: &KeyValue) -> Result<(IpTarget, IpOwner), String> {
     let target = keys::parse_ip_target(&kv.key).map_err(|error| error.to_string())?;
     let record = IpRecord::parse_for(target, &kv.value).map_err(|error| error.to_string())?;
-    Ok((target, record))
+    Ok((target, IpOwner::from(&record)))
 }
 
 fn read_identity(kv: &KeyValue) -> Result<(IdentityId, Labels), String> {
@@ -125,11 +125,11 @@ impl Directory for EtcdDirectory {
         follow(&self.session, self.list_watch(keys::NODES_PREFIX), Patience::Always, read_node, key_of, |_, _| {})
     }
 
-    fn ips(&self) -> Changes<IpTarget, IpRecord> {
+    fn ips(&self) -> Changes<IpTarget, IpOwner> {
         let session = self.session.clone();
         let key_of = |key: &str| keys::parse_ip_target(key).ok();
         // A record of ours that somebody else deleted comes back.
-        let seen = move |key: &str, found: Option<(&IpTarget, &IpRecord)>| {
+        let seen = move |key: &str, found: Option<(&IpTarget, &IpOwner)>| {
             if found.is_none() {
                 session.rewrite(key);
             }
@@ -165,8 +165,8 @@ impl Directory for EtcdDirectory {
         let listed = list(&**self.session.kv(), keys::IPS_PREFIX, PAGE_SIZE, false).await;
         let mut withdrawn = 0;
         for kv in listed.map_err(|error| error.to_string())?.kvs {
-            let Ok((_, record)) = read_ip(&kv) else { continue };
-            let is_ours = record.host_ip.is_some_and(|ip| node_ips.contains(&ip));
+            let Ok((_, owner)) = read_ip(&kv) else { continue };
+            let is_ours = owner.host_ip.is_some_and(|ip| node_ips.contains(&ip));
             if is_ours && self.session.wanted(&kv.key).is_none() {
                 self.session.delete(&kv.key);
                 withdrawn += 1;

@@ -57,6 +57,21 @@ impl<K, V> Change<K, V> {
     }
 }
 
+/// Who has an address. There are tens of thousands of records, so no more of one than this is told and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpOwner {
+    /// The address of the node that it is behind.
+    pub host_ip: Option<IpAddr>,
+    /// Its identity.
+    pub identity: IdentityId,
+}
+
+impl From<&IpRecord> for IpOwner {
+    fn from(record: &IpRecord) -> Self {
+        Self { host_ip: record.host_ip, identity: record.identity }
+    }
+}
+
 /// A node among all clusters of a mesh.
 pub type NodeId = (ClusterName, NodeName);
 
@@ -105,9 +120,9 @@ pub trait Directory: Send + Sync + 'static {
     /// Follows the nodes of this cluster and of its mesh.
     fn nodes(&self) -> Changes<NodeId, NodeRecord>;
 
-    /// Follows the addresses with their identities. The source looks after this agent's own records only while
+    /// Follows the addresses with their owners. The source looks after this agent's own records only while
     /// somebody follows.
-    fn ips(&self) -> Changes<IpTarget, IpRecord>;
+    fn ips(&self) -> Changes<IpTarget, IpOwner>;
 
     /// Follows the identities with their labels.
     fn identities(&self) -> Changes<IdentityId, Labels>;

@@ -80,7 +80,7 @@ async fn an_agents_role_is_enough_for_an_agent_and_an_operators_for_the_collecti
     let id = agent.allocate_identity(&web).await.unwrap();
     let record = ip_record("10.1.0.1", "10.0.0.1", id.get());
     agent.publish_ip(&record);
-    assert_eq!(ips.next().await, Some(Change::Upsert(record.target, record)));
+    assert_eq!(ips.next().await, Some(Change::Upsert(record.target, (&record).into())));
 
     let operator = user("basal-operator").await;
     let range = IdentityRange::of(ClusterId::default());

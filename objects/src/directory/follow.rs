@@ -213,7 +213,10 @@ impl<K: Ord + Clone, V: Clone> Sayings<K, V> {
             for (key, value) in said {
                 speaks_of.push(key.clone());
                 let saying = Saying { object: Arc::clone(&name), version: version.clone(), value };
-                self.by_key.entry(key).or_default().push(saying);
+                let sayings = self.by_key.entry(key).or_default();
+                // Most things have one for ever, and there are tens of thousands of them.
+                sayings.reserve_exact(1);
+                sayings.push(saying);
             }
             self.by_object.insert(name, speaks_of);
         }

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use basal_crds::{
-    directory::{AllocateError, Changes, Directory, NodeId, patience::Patience},
+    directory::{AllocateError, Changes, Directory, IpOwner, NodeId, patience::Patience},
     identity::{IdentityId, IdentityRange},
     kvstore::{IpRecord, IpTarget, NodeRecord},
     labels::Labels,
@@ -109,10 +109,10 @@ fn read_node(cluster: &Cluster, object: &Object) -> Result<Vec<(NodeId, NodeReco
     Ok(record.map(|record| ((record.cluster.clone(), record.name.clone()), record)).into_iter().collect())
 }
 
-fn read_endpoint(object: &Object) -> Result<Vec<(IpTarget, IpRecord)>, String> {
+fn read_endpoint(object: &Object) -> Result<Vec<(IpTarget, IpOwner)>, String> {
     let endpoint: CiliumEndpoint = object.parse().map_err(|error| error.to_string())?;
     let records = endpoint.ip_records().map_err(|error| error.to_string())?;
-    Ok(records.into_iter().map(|record| (record.target, record)).collect())
+    Ok(records.iter().map(|record| (record.target, record.into())).collect())
 }
 
 #[async_trait]
@@ -124,9 +124,9 @@ impl Directory for ObjectDirectory {
         follow(&*self.objects, CILIUM_NODE, Patience::Always, read, |_, _| {})
     }
 
-    fn ips(&self) -> Changes<IpTarget, IpRecord> {
+    fn ips(&self) -> Changes<IpTarget, IpOwner> {
         let published = Arc::clone(&self.published);
-        let seen = move |target: &IpTarget, found: Option<&IpRecord>| {
+        let seen = move |target: &IpTarget, found: Option<&IpOwner>| {
             if found.is_none() {
                 published.gone(target);
             }
@@ -191,7 +191,7 @@ impl ObjectDirectory {
     fn is_leftover(&self, object: &Object) -> bool {
         let Ok(records) = read_endpoint(object) else { return false };
         let published = lock(&self.published.endpoints);
-        let is_ours = |record: &IpRecord| record.host_ip.is_some_and(|ip| self.config.node_ips.contains(&ip));
-        !records.is_empty() && records.iter().all(|(target, r)| is_ours(r) && !published.contains_key(target))
+        let is_ours = |owner: &IpOwner| owner.host_ip.is_some_and(|ip| self.config.node_ips.contains(&ip));
+        !records.is_empty() && records.iter().all(|(target, owner)| is_ours(owner) && !published.contains_key(target))
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use basal_crds::{
-    directory::{Change, Changes, Directory},
+    directory::{Change, Changes, Directory, IpOwner},
     identity::IdentityId,
     kvstore::{IpRecord, IpTarget},
     labels::Labels,
@@ -129,8 +129,8 @@ fn node_name<V>(key: &(ClusterName, NodeName), _: Option<&V>) -> String {
     key.1.to_string()
 }
 
-fn ip_name(key: &IpTarget, record: Option<&IpRecord>) -> String {
-    record.map_or_else(|| key.to_string(), |record| format!("{key} {}", record.identity))
+fn ip_name(key: &IpTarget, owner: Option<&IpOwner>) -> String {
+    owner.map_or_else(|| key.to_string(), |owner| format!("{key} {}", owner.identity))
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,9 +7,9 @@ use std::{
 };
 
 use basal_crds::{
-    directory::{Change, Changes, NodeId},
+    directory::{Change, Changes, IpOwner, NodeId},
     identity::IdentityId,
-    kvstore::{IpRecord, IpTarget, NodeRecord},
+    kvstore::{IpTarget, NodeRecord},
     labels::Labels,
 };
 use basal_runtime::sync::lock;
@@ -35,7 +35,7 @@ pub enum Event {
     /// Of a node.
     Node(Change<NodeId, NodeRecord>),
     /// Of an ip→identity record.
-    Ip(Change<IpTarget, IpRecord>),
+    Ip(Change<IpTarget, IpOwner>),
 }
 
 /// Takes a change into the view.
@@ -43,7 +43,7 @@ pub fn apply(view: &mut View, event: Event) {
     match event {
         Event::Node(Change::Upsert(_, record)) => view.put_node(record),
         Event::Node(Change::Delete(key)) => view.remove_node(&key),
-        Event::Ip(Change::Upsert(_, record)) => view.put_ip(record),
+        Event::Ip(Change::Upsert(target, owner)) => view.put_ip(target, owner),
         Event::Ip(Change::Delete(target)) => view.remove_ip(target),
         // What was known of a record that cannot be read stays.
         Event::Node(Change::Invalid { .. } | Change::InSync | Change::Stale(_))
@@ -71,7 +71,7 @@ fn count<K, V>(metrics: &AgentMetrics, records: Records, change: &Change<K, V>) 
 /// Follows nodes and ip→identity records.
 pub struct Pump {
     nodes: Changes<NodeId, NodeRecord>,
-    ips: Changes<IpTarget, IpRecord>,
+    ips: Changes<IpTarget, IpOwner>,
     metrics: AgentMetrics,
     in_sync: (bool, bool),
 }
@@ -79,7 +79,7 @@ pub struct Pump {
 impl Pump {
     /// Follows both.
     #[must_use]
-    pub fn new(nodes: Changes<NodeId, NodeRecord>, ips: Changes<IpTarget, IpRecord>, metrics: AgentMetrics) -> Self {
+    pub fn new(nodes: Changes<NodeId, NodeRecord>, ips: Changes<IpTarget, IpOwner>, metrics: AgentMetrics) -> Self {
         Self { nodes, ips, metrics, in_sync: (false, false) }
     }
 

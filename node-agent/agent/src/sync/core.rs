@@ -365,17 +365,14 @@ fn differing(one: &Map, other: &Map) -> BTreeSet<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use basal_crds::{
-        identity::IdentityId,
-        kvstore::{IpRecord, IpTarget},
-    };
+    use basal_crds::{identity::IdentityId, kvstore::IpTarget};
     use basal_datapath::state::{PodAddress, PodSide};
     use proptest::prelude::*;
 
     use super::*;
     use crate::view::{
         ids::NodeIds,
-        tests::{ip, key, local, node},
+        tests::{ip, key, local, node, put_ip},
     };
 
     fn core() -> Core {
@@ -445,7 +442,7 @@ mod tests {
     fn a_record_costs_one_op() {
         let mut core = core();
         converge(&mut core);
-        core.view.put_ip(IpRecord::new(IpTarget::Host(ip("10.0.1.7")), ip("172.18.0.9"), IdentityId::new(300)));
+        put_ip(&mut core.view, "10.0.1.7", "172.18.0.9", 300);
         let changes = core.view.take_changes();
         let ops = core.delta(&changes);
         assert_eq!(ops, [Op::PutRow(rows::ipcache("10.0.1.7/32".parse().unwrap(), 300, Some(ip("172.18.0.9"))))]);
@@ -516,15 +513,13 @@ mod tests {
     }
 
     fn happen(core: &mut Core, event: Event) {
-        let target = |a: usize| IpTarget::Host(ip(CLAIMED[a]));
         match event {
             Event::Node(n, host, block) => core.view.put_node(node(&format!("n{n}"), host, block)),
             Event::NodeGone(n) => core.view.remove_node(&key(&format!("n{n}"))),
             Event::Ip(a, host, identity) => {
-                let host = ip(&format!("172.18.0.{host}"));
-                core.view.put_ip(IpRecord::new(target(a), host, IdentityId::new(identity)));
+                put_ip(&mut core.view, CLAIMED[a], &format!("172.18.0.{host}"), identity);
             }
-            Event::IpGone(a) => core.view.remove_ip(target(a)),
+            Event::IpGone(a) => core.view.remove_ip(IpTarget::Host(ip(CLAIMED[a]))),
             Event::Endpoint(e, link, ips, identity) => {
                 let mut endpoint = endpoint(link, identity);
                 let gateway = ip("10.0.0.1");

@@ -13,9 +13,9 @@ use std::{
 
 use basal_crds::{
     address::AddressType,
-    directory::NodeId,
+    directory::{IpOwner, NodeId},
     identity::IdentityId,
-    kvstore::{IpRecord, IpTarget, NodeRecord},
+    kvstore::{IpTarget, NodeRecord},
 };
 use basal_datapath::{
     kernel::Observed,
@@ -38,7 +38,7 @@ pub struct View {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     ids: NodeIds,
-    ips: BTreeMap<IpNet, IpRecord>,
+    ips: BTreeMap<IpNet, IpOwner>,
     /// The health addresses of the other nodes, with their tunnel endpoints.
     health: BTreeMap<IpNet, Option<IpAddr>>,
     changes: Changes,
@@ -106,7 +106,7 @@ impl View {
         if before.node_ips != self.local.node_ips {
             // Which records are leftovers of this node's own is another question now.
             let moved = |host| before.node_ips.contains(host) != self.local.node_ips.contains(host);
-            let touched = self.ips.iter().filter(|(_, record)| record.host_ip.as_ref().is_some_and(moved));
+            let touched = self.ips.iter().filter(|(_, owner)| owner.host_ip.as_ref().is_some_and(moved));
             self.changes.networks.extend(touched.map(|(network, _)| *network));
         }
         if before.routing != self.local.routing {
@@ -154,9 +154,9 @@ impl View {
         &self.nodes
     }
 
-    /// The ip→identity records.
+    /// What the ip→identity records say.
     #[must_use]
-    pub fn ips(&self) -> &BTreeMap<IpNet, IpRecord> {
+    pub fn ips(&self) -> &BTreeMap<IpNet, IpOwner> {
         &self.ips
     }
 
@@ -221,10 +221,9 @@ impl View {
     }
 
     /// An ip→identity record came or changed.
-    pub fn put_ip(&mut self, record: IpRecord) {
-        let network = record.target.network();
-        if self.ips.get(&network) != Some(&record) {
-            self.ips.insert(network, record);
+    pub fn put_ip(&mut self, target: IpTarget, owner: IpOwner) {
+        let network = target.network();
+        if self.ips.insert(network, owner) != Some(owner) {
             self.changes.networks.insert(network);
         }
     }
@@ -303,11 +302,11 @@ impl View {
     /// What the overlay says of a network; `None` when nothing.
     #[must_use]
     pub fn overlay(&self, network: IpNet) -> Option<Peer> {
-        if let Some(record) = self.ips.get(&network) {
+        if let Some(IpOwner { host_ip, identity }) = self.ips.get(&network) {
             // A record with this node's address that belongs to no endpoint is a leftover of its own.
-            let here = record.host_ip.is_some_and(|host| self.local.node_ips.contains(&host));
-            let tunnel_endpoint = record.host_ip.filter(|_| self.local.routing.tunnel().is_some());
-            return (!here).then_some(Peer { identity: record.identity.get(), tunnel_endpoint });
+            let here = host_ip.is_some_and(|host| self.local.node_ips.contains(&host));
+            let tunnel_endpoint = host_ip.filter(|_| self.local.routing.tunnel().is_some());
+            return (!here).then_some(Peer { identity: identity.get(), tunnel_endpoint });
         }
         let tunnel_endpoint = *self.health.get(&network)?;
         Some(Peer { identity: IdentityId::HEALTH.get(), tunnel_endpoint })
@@ -354,6 +353,12 @@ pub(crate) mod tests {
 
     pub(crate) fn net(text: &str) -> IpNet {
         text.parse().unwrap()
+    }
+
+    /// An address is behind a node.
+    pub(crate) fn put_ip(view: &mut View, address: &str, host: &str, identity: u32) {
+        let owner = IpOwner { host_ip: Some(ip(host)), identity: IdentityId::new(identity) };
+        view.put_ip(IpTarget::Host(ip(address)), owner);
     }
 
     pub(crate) fn local() -> NodePlan {
@@ -433,7 +438,7 @@ pub(crate) mod tests {
         let mut record = node("n1", 9, 1);
         record.addresses.remove(0);
         view.put_node(record);
-        view.put_ip(IpRecord::new(IpTarget::Host(ip("10.0.1.7")), ip("172.18.0.9"), IdentityId::new(300)));
+        put_ip(&mut view, "10.0.1.7", "172.18.0.9", 300);
         let found = view.base().remote_nodes["default/n1"].clone();
         assert_eq!((found.tunnel_endpoint, found.next_hops), (None, vec![ip("fc00::9")]));
         let peer = |identity| Peer { identity, tunnel_endpoint: None };
@@ -445,10 +450,8 @@ pub(crate) mod tests {
     fn records_of_other_nodes_are_the_overlay() {
         let mut view = view();
         view.take_changes();
-        let record =
-            |address: &str, host: &str| IpRecord::new(IpTarget::Host(ip(address)), ip(host), IdentityId::new(300));
-        view.put_ip(record("10.0.1.7", "172.18.0.9"));
-        view.put_ip(record("10.0.0.8", "172.18.0.1"));
+        put_ip(&mut view, "10.0.1.7", "172.18.0.9", 300);
+        put_ip(&mut view, "10.0.0.8", "172.18.0.1", 300);
         let changes = view.take_changes();
         assert_eq!(
             changes,
@@ -461,7 +464,7 @@ pub(crate) mod tests {
             "a leftover of our own counts for nothing"
         );
 
-        view.put_ip(record("10.0.1.7", "172.18.0.9"));
+        put_ip(&mut view, "10.0.1.7", "172.18.0.9", 300);
         assert!(view.take_changes().is_empty(), "the same again is no change");
         view.remove_ip(IpTarget::Host(ip("10.0.1.7")));
         assert_eq!(view.overlays().count(), 0);
@@ -471,10 +474,8 @@ pub(crate) mod tests {
     fn a_node_that_moves_takes_everything_with_it() {
         let mut view = view();
         view.put_node(node("n1", 9, 1));
-        let record =
-            |address: &str, host: &str| IpRecord::new(IpTarget::Host(ip(address)), ip(host), IdentityId::new(300));
-        view.put_ip(record("10.0.1.7", "172.18.0.9"));
-        view.put_ip(record("10.0.0.8", "172.18.0.1"));
+        put_ip(&mut view, "10.0.1.7", "172.18.0.9", 300);
+        put_ip(&mut view, "10.0.0.8", "172.18.0.1", 300);
         view.take_changes();
         let node_ips = BTreeSet::from([ip("172.18.0.7"), ip("fc00::1")]);
         view.set_local(NodePlan { node_ips, ..local() });
