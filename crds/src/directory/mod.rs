@@ -140,7 +140,8 @@ pub trait Directory: Send + Sync + 'static {
     fn moved(&self, _node_ips: &[IpAddr]) {}
 
     /// Withdraws every record behind this agent's own node that this agent has not published: what an earlier run left.
-    /// To be called once after the start, when everything was published again.
+    /// To be called once after the start, when everything was published again, by one who follows [`Self::ips`] and has
+    /// heard that it is in sync: a source may go by what it told there.
     ///
     /// # Errors
     /// The source did not answer.

@@ -34,7 +34,7 @@ use crate::{
         Object, ObjectKey,
         resources::{CILIUM_ENDPOINT, CILIUM_NODE},
     },
-    port::{ObjectEvent, Objects, Preconditions, Refusal, Scope},
+    port::{Objects, Preconditions, Refusal},
 };
 
 /// Who this agent is.
@@ -55,6 +55,8 @@ pub struct ObjectDirectory {
     objects: Arc<dyn Objects>,
     config: DirectoryConfig,
     published: Arc<Published>,
+    /// What may be a leftover, until that was looked at.
+    own: Arc<Mutex<Option<BTreeMap<ObjectKey, OwnEndpoint>>>>,
     identities: Arc<Identities>,
     _end: DropGuard,
 }
@@ -66,6 +68,12 @@ struct Published {
     endpoints: Mutex<BTreeMap<IpTarget, ObjectKey>>,
     /// Those who look after them.
     keepers: Mutex<Vec<UnboundedSender<ObjectKey>>>,
+}
+
+/// A CiliumEndpoint behind this node, as it was last told of.
+struct OwnEndpoint {
+    targets: Vec<IpTarget>,
+    only_if: Preconditions,
 }
 
 impl Published {
@@ -90,7 +98,8 @@ impl ObjectDirectory {
                 cancelled.run_until_cancelled_owned(task).await;
             }),
         );
-        Self { objects, config, published: Arc::default(), identities, _end: end.drop_guard() }
+        let own = Arc::new(Mutex::new(Some(BTreeMap::new())));
+        Self { objects, config, published: Arc::default(), own, identities, _end: end.drop_guard() }
     }
 
     /// The CiliumEndpoints that show published addresses and were seen to be gone, as long as somebody follows
@@ -115,6 +124,15 @@ fn read_endpoint(object: &Object) -> Result<Vec<(IpTarget, IpOwner)>, String> {
     Ok(records.iter().map(|record| (record.target, record.into())).collect())
 }
 
+/// What to keep of a CiliumEndpoint when all its addresses are behind this node.
+fn own_endpoint(object: &Object, said: &[(IpTarget, IpOwner)], node_ips: &[IpAddr]) -> Option<OwnEndpoint> {
+    let is_own = |owner: &IpOwner| owner.host_ip.is_some_and(|ip| node_ips.contains(&ip));
+    (!said.is_empty() && said.iter().all(|(_, owner)| is_own(owner))).then(|| OwnEndpoint {
+        targets: said.iter().map(|(target, _)| *target).collect(),
+        only_if: Preconditions { uid: object.uid().to_owned(), resource_version: object.resource_version().to_owned() },
+    })
+}
+
 #[async_trait]
 impl Directory for ObjectDirectory {
     /// A CiliumNode counts once the operator confirms a block of it.
@@ -131,7 +149,18 @@ impl Directory for ObjectDirectory {
                 published.gone(target);
             }
         };
-        follow(&*self.objects, CILIUM_ENDPOINT, Patience::AfterLoss, read_endpoint, seen)
+        let (own, node_ips) = (Arc::clone(&self.own), self.config.node_ips.clone());
+        let read = move |object: &Object| {
+            let said = read_endpoint(object)?;
+            if let Some(own) = &mut *lock(&own) {
+                match own_endpoint(object, &said, &node_ips) {
+                    Some(endpoint) => drop(own.insert(object.key(), endpoint)),
+                    None => drop(own.remove(&object.key())),
+                }
+            }
+            Ok(said)
+        };
+        follow(&*self.objects, CILIUM_ENDPOINT, Patience::AfterLoss, read, seen)
     }
 
     fn identities(&self) -> Changes<IdentityId, Labels> {
@@ -148,23 +177,16 @@ impl Directory for ObjectDirectory {
     }
 
     async fn withdraw_leftover_ips(&self) -> Result<usize, String> {
-        // By a watch's list, which comes object by object: there may be many, and few are this node's.
-        let mut listing = self.objects.watch(CILIUM_ENDPOINT, &Scope::default());
-        let mut leftovers = Vec::new();
-        loop {
-            match listing.next().await {
-                Some(Ok(ObjectEvent::Listed(object))) if self.is_leftover(&object) => {
-                    let (uid, resource_version) = (object.uid().to_owned(), object.resource_version().to_owned());
-                    leftovers.push((object.key(), Preconditions { uid, resource_version }));
-                }
-                Some(Ok(ObjectEvent::InSync)) | None => break,
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error.to_string()),
-            }
-        }
-        drop(listing);
+        // An object that is another one by now is left alone: a write names the one that was seen.
+        let own = lock(&self.own).take().unwrap_or_default();
+        let leftovers: Vec<_> = {
+            let published = lock(&self.published.endpoints);
+            own.into_iter()
+                .filter(|(_, own)| own.targets.iter().all(|target| !published.contains_key(target)))
+                .collect()
+        };
         let mut withdrawn = 0;
-        for (key, only_if) in leftovers {
+        for (key, OwnEndpoint { only_if, .. }) in leftovers {
             match self.objects.delete(CILIUM_ENDPOINT, &key, only_if).await {
                 Outcome::Done(()) => withdrawn += 1,
                 // Somebody else was faster, or has made another object of it.
@@ -182,16 +204,5 @@ impl Directory for ObjectDirectory {
 
     fn release_identity(&self, labels: &Labels) {
         self.identities.release(labels);
-    }
-}
-
-impl ObjectDirectory {
-    /// Whether a CiliumEndpoint is behind this node and none of its addresses is published. One that cannot be read is
-    /// left alone.
-    fn is_leftover(&self, object: &Object) -> bool {
-        let Ok(records) = read_endpoint(object) else { return false };
-        let published = lock(&self.published.endpoints);
-        let is_ours = |owner: &IpOwner| owner.host_ip.is_some_and(|ip| self.config.node_ips.contains(&ip));
-        !records.is_empty() && records.iter().all(|(target, owner)| is_ours(owner) && !published.contains_key(target))
     }
 }

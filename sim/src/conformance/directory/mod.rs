@@ -282,7 +282,7 @@ async fn an_address_comes_and_goes_at_once(f: &DirectoryFixture) -> Verdict {
 }
 
 async fn leftovers_are_withdrawn_and_nothing_else(f: &DirectoryFixture) -> Verdict {
-    let mut ips = f.other.ips();
+    let mut ips = f.one.ips();
     in_sync(&mut ips).await?;
     let (ours, leftover) = (f.ip(3, NODE_IP)?, f.ip(4, NODE_IP)?);
     let far = f.publish_far(5).await?;
