@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        program::ProgramHash,
+        program::{Object, ProgramHash, ProgramSet},
         rows,
         state::{LinkKind, PodAddress, SysctlKey},
     };
@@ -252,7 +252,7 @@ mod tests {
     fn what_is_wrong_on_the_host_is_named() {
         let link = |mtu, up| Link { kind: LinkKind::Endpoint(None), mtu, up, arp: true };
         let set = Op::SetLink(lxc(), link(1500, true));
-        let hash = ProgramHash::of(&Config::UNSET);
+        let hash = ProgramSet { object: Object::new(b""), config: Config::UNSET }.hash();
         let from_container = Hook::Endpoint { id: 7, link: lxc() };
         let row = rows::host("10.0.1.7".parse().unwrap());
         let rp_filter = SysctlKey::device("ipv4", &lxc(), "rp_filter");

@@ -45,10 +45,10 @@ pub fn diff(desired: &NodeState, observed: &NodeState) -> Vec<Op> {
     }
     ops.extend(of_devices.into_iter().map(|(key, value)| Op::SetSysctl(key.clone(), value.clone())));
 
-    if let Some(config) = &desired.config
+    if let Some(set) = desired.load_from
         && !desired.programs.is_subset(&observed.programs)
     {
-        ops.push(Op::LoadPrograms { config: *config, rows: desired.maps.clone() });
+        ops.push(Op::LoadPrograms { set, rows: desired.maps.clone() });
     }
     for (map, rows) in &desired.maps {
         // A map that does not exist is made and filled when programs are loaded.
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::{
         forward::{self, FilterTable},
-        program::ProgramHash,
+        program::{Object, ProgramSet},
         rows::{self, MapId},
         state::{LinkKind, Route, RouteKey, Symbol, SysctlKey},
     };
@@ -161,14 +161,18 @@ mod tests {
         (IfName::vxlan(), Link { kind: LinkKind::Vxlan { port }, mtu: 1500, up: true, arp: true })
     }
 
+    fn set() -> ProgramSet {
+        ProgramSet { object: Object::new(b""), config: Config::UNSET }
+    }
+
     fn desired() -> NodeState {
         let mut state = NodeState::default();
-        let hash = ProgramHash::of(&Config::UNSET);
+        let hash = set().hash();
         state.links.extend([vxlan(8472)]);
         state.sysctls.insert(SysctlKey::global("net/ipv4/ip_forward"), "1".into());
         state.sysctls.insert(SysctlKey::device("ipv4", &IfName::vxlan(), "rp_filter"), "0".into());
         state.programs.insert(hash);
-        state.config = Some(Config::UNSET);
+        state.load_from = Some(set());
         rows::host([10, 0, 1, 1].into()).insert_into(&mut state.maps);
         state.hooks.insert(Hook::Device { link: IfName::vxlan(), symbol: Symbol::FromOverlay }, hash);
         state.hooks.insert(Hook::Policy { id: 7 }, hash);
@@ -232,7 +236,7 @@ mod tests {
         let stale = [hook(&IfName::vxlan(), Symbol::ToOverlay), hook(&link, Symbol::FromContainer)];
         let mut observed = desired();
         observed.links.insert(link.clone(), Link { kind: LinkKind::Endpoint(None), ..vxlan(1).1 });
-        observed.hooks.extend(stale.clone().map(|hook| (hook, ProgramHash::of(&Config::UNSET))));
+        observed.hooks.extend(stale.clone().map(|hook| (hook, set().hash())));
         let [of_vxlan, of_endpoint] = stale.map(Op::Detach);
         assert_eq!(diff(&desired(), &observed), [of_vxlan, Op::DeleteLinks([link].into()), of_endpoint]);
     }
@@ -257,9 +261,9 @@ mod tests {
     #[test]
     fn new_programs_replace_old_ones_before_those_are_unloaded() {
         let mut observed = desired();
-        let old = Config { route_mtu: 1400, ..Config::UNSET };
-        observed.programs = BTreeSet::from([ProgramHash::of(&old)]);
-        observed.hooks.values_mut().for_each(|hash| *hash = ProgramHash::of(&old));
+        let old = ProgramSet { config: Config { route_mtu: 1400, ..Config::UNSET }, ..set() }.hash();
+        observed.programs = BTreeSet::from([old]);
+        observed.hooks.values_mut().for_each(|hash| *hash = old);
         assert_eq!(kinds(&diff(&desired(), &observed)), ["load-programs", "attach", "attach", "unload-programs"]);
     }
 }

@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(by_programs.maps[&MapId::Masquerade].len(), 3);
         assert!(by_programs.maps[&MapId::Exempt4].is_empty(), "a tunnel's packets do not leave by these devices");
         assert!(!by_nft.maps.contains_key(&MapId::Masquerade));
-        let config = by_programs.config.unwrap();
+        let config = by_programs.load_from.unwrap().config;
         assert!(config.bpf_masquerade() && !config.remote_node_masquerade());
         assert_eq!((config.ct_tcp_max, config.nat_max), (131_072, 131_072));
         assert_ne!(by_nft.programs, by_programs.programs);

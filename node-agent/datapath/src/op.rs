@@ -3,13 +3,11 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use basal_maps::config::Config;
-
 use crate::{
     forward::FilterTable,
     names::IfName,
     nft::NftTable,
-    program::ProgramHash,
+    program::{ProgramHash, ProgramSet},
     rows::{MapId, Row, Rows},
     state::{Address, Hook, Link, Route, RouteKey, SysctlKey},
 };
@@ -31,8 +29,8 @@ pub enum Op {
     /// Loads a program set: maps that fit are kept, others are made and filled from `rows` before anything runs on them.
     /// Nothing is attached.
     LoadPrograms {
-        /// Load-time constants; the set's hash follows from them and the object.
-        config: Config,
+        /// What it is loaded from; its hash follows from that.
+        set: ProgramSet,
         /// Rows for maps that are made.
         rows: Rows,
     },
@@ -98,7 +96,7 @@ impl fmt::Display for Op {
             Self::AddAddress(address) | Self::DeleteAddress(address) => {
                 write!(f, " {} on {}", address.net, address.link)
             }
-            Self::LoadPrograms { config, .. } => write!(f, " {}", ProgramHash::of(config)),
+            Self::LoadPrograms { set, .. } => write!(f, " {}", set.hash()),
             Self::UnloadPrograms(hash) => write!(f, " {hash}"),
             Self::PutRow(row) => write!(f, " in {} of {} bytes", row.map.spec().name, row.value.len()),
             Self::DeleteRow { map, .. } => write!(f, " from {}", map.spec().name),

@@ -19,7 +19,7 @@ use crate::{
     masquerade::{BpfMasquerade, Masquerading, masquerade_hooks, masqueraded_by_programs},
     names::IfName,
     nft::{self, Masquerade, NftPlan},
-    program::ProgramHash,
+    program::{Object, ProgramSet},
     routing::{Routing, Tunnel},
     rows,
     state::{Address, Hook, Link, LinkKind, NodeState, PodSide, Route, RouteKey, Symbol, SysctlKey},
@@ -68,6 +68,8 @@ pub struct NodePlan {
     pub masquerade_ipv6: bool,
     /// Programs masquerade instead of nftables.
     pub bpf_masquerade: Option<BpfMasquerade>,
+    /// What programs are loaded from.
+    pub object: Object,
 }
 
 /// The router addresses; a family without one is off.
@@ -344,8 +346,8 @@ impl NodePlan {
                 | flag(matches!(self.routing, Routing::Native(_)), FLAG_NATIVE_ROUTING),
             ..Config::UNSET
         };
-        let config = self.masquerade_config(config);
-        let hash = ProgramHash::of(&config);
+        let set = ProgramSet { object: self.object, config: self.masquerade_config(config) };
+        let hash = set.hash();
         let of_tunnel = [(vxlan.clone(), Symbol::FromOverlay), (vxlan, Symbol::ToOverlay)];
         let of_tunnel = of_tunnel.into_iter().filter(|_| self.routing.tunnel().is_some());
         for (link, symbol) in
@@ -361,7 +363,7 @@ impl NodePlan {
         }
         state.hooks.extend(masquerade_hooks(devices).map(|hook| (hook, hash)));
         state.programs.insert(hash);
-        state.config = Some(config);
+        state.load_from = Some(set);
     }
 }
 
@@ -422,6 +424,7 @@ pub(crate) mod tests {
             masquerade_ipv4: true,
             masquerade_ipv6: true,
             bpf_masquerade: None,
+            object: Object::new(b""),
         }
     }
 

@@ -211,7 +211,7 @@ mod tests {
         assert!(state.maps[&MapId::Tunnel].is_empty());
         let flags = state.maps[&MapId::Ipcache].values().map(|row| row[23]).collect::<BTreeSet<_>>();
         assert_eq!(flags, [0].into(), "no row has a tunnel endpoint");
-        let config = state.config.unwrap();
+        let config = state.load_from.unwrap().config;
         assert_eq!(config.flags & FLAG_NATIVE_ROUTING, FLAG_NATIVE_ROUTING);
         assert_eq!((config.route_mtu, config.vxlan_ifindex, config.tunnel_port), (1500, 0, 0));
         let of_host = state.routes.keys().filter(|key| key.link == IfName::host());

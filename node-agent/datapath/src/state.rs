@@ -11,10 +11,15 @@ use std::{
     path::PathBuf,
 };
 
-use basal_maps::config::Config;
 use ipnet::IpNet;
 
-use crate::{forward::FilterTable, names::IfName, nft::NftTable, program::ProgramHash, rows::MapId};
+use crate::{
+    forward::FilterTable,
+    names::IfName,
+    nft::NftTable,
+    program::{ProgramHash, ProgramSet},
+    rows::MapId,
+};
 
 /// The datapath of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,8 +32,8 @@ pub struct NodeState {
     pub addresses: BTreeSet<Address>,
     /// Loaded program sets. One is desired; more may be observed.
     pub programs: BTreeSet<ProgramHash>,
-    /// Load-time constants of the desired set. Observed state has none: they are inside the programs, and part of the hash.
-    pub config: Option<Config>,
+    /// What the desired set is loaded from. Observed state has none: it is inside the programs, and in their hash.
+    pub load_from: Option<ProgramSet>,
     /// Rows of the maps that the agent fills. A map that does not exist, or was made differently, is absent.
     pub maps: BTreeMap<MapId, BTreeMap<Vec<u8>, Vec<u8>>>,
     /// Where programs are attached, and from which set.

@@ -26,6 +26,7 @@ use basal_crds::directory::Directory;
 use basal_datapath::{
     kernel::{Kernel, Observed},
     plan::{NodePlan, Routers},
+    program::Object,
     routing::{Routing, Tunnel},
 };
 use basal_ipam::{
@@ -445,6 +446,7 @@ impl Agent {
             masquerade_ipv4: keys.masquerade.enable_ipv4_masquerade && has(Family::V4),
             masquerade_ipv6: keys.masquerade.enable_ipv6_masquerade && has(Family::V6),
             bpf_masquerade: self.settings.bpf_masquerade.clone(),
+            object: Object::built_in(),
         })
     }
 

@@ -281,8 +281,8 @@ impl Core {
             }
             Op::AddAddress(address) => drop(state.addresses.insert(address.clone())),
             Op::DeleteAddress(address) => drop(state.addresses.remove(address)),
-            Op::LoadPrograms { config, rows } => {
-                state.programs.insert(basal_datapath::program::ProgramHash::of(config));
+            Op::LoadPrograms { set, rows } => {
+                state.programs.insert(set.hash());
                 for (map, rows) in rows {
                     state.maps.entry(*map).or_default().extend(rows.iter().map(|(k, v)| (k.clone(), v.clone())));
                 }

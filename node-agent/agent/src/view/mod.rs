@@ -337,6 +337,7 @@ pub(crate) mod tests {
     };
     use basal_datapath::{
         plan::Routers,
+        program::Object,
         routing::{DirectRoutes, Routing, Tunnel},
     };
     use basal_ipam::names::NodeName;
@@ -378,6 +379,7 @@ pub(crate) mod tests {
             masquerade_ipv4: true,
             masquerade_ipv6: true,
             bpf_masquerade: None,
+            object: Object::new(b"view"),
         }
     }
 

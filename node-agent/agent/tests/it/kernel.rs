@@ -23,6 +23,7 @@ use basal_datapath::{
     names::IfName,
     op::Op,
     plan::{NodePlan, Routers},
+    program::Object,
     routing::{Routing, Tunnel},
     rows::MapId,
     state::{Link, LinkKind, PodSide},
@@ -77,6 +78,7 @@ impl ModelKernel {
             masquerade_ipv4: true,
             masquerade_ipv6: true,
             bpf_masquerade: None,
+            object: Object::new(b"model"),
         };
         let mut observed = Observed::default();
         let addresses: Vec<IpNet> = addresses.iter().map(|address| address.parse().unwrap()).collect();

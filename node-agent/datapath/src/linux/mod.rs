@@ -43,7 +43,6 @@ use crate::{
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
     names::IfName,
     op::Op,
-    program::OBJECT,
     rows::MapId,
 };
 
@@ -58,13 +57,11 @@ pub struct Paths {
     pub nft: PathBuf,
     /// Attach by tcx links where the kernel has them (Cilium's `enable-tcx`), else by clsact filters.
     pub tcx: bool,
-    /// The BPF object to load programs from; empty in a binary that was built without one.
-    pub object: &'static [u8],
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into(), tcx: true, object: OBJECT }
+        Self { bpffs: "/sys/fs/bpf".into(), sysctl: "/proc/sys".into(), nft: "nft".into(), tcx: true }
     }
 }
 
@@ -164,7 +161,7 @@ impl LinuxKernel {
             Op::DeleteLinks(names) => group::delete(&self.netlink, &self.lists, names).await,
             Op::AddAddress(address) => links::add_address(&self.netlink, address).await,
             Op::DeleteAddress(address) => links::delete_address(&self.netlink, address).await,
-            Op::LoadPrograms { config, rows } => programs::load(&self.paths, config, rows),
+            Op::LoadPrograms { set, rows } => programs::load(&self.paths, set, rows),
             Op::UnloadPrograms(hash) => programs::unload(&self.paths, *hash),
             Op::PutRow(row) => self.maps.put(row),
             Op::DeleteRow { map, key } => self.maps.delete(*map, key),

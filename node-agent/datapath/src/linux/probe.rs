@@ -6,7 +6,7 @@ use basal_runtime::reason::Reason;
 use nix::sys::statfs::statfs;
 
 use super::Paths;
-use crate::forward::FilterTable;
+use crate::{forward::FilterTable, program::OBJECT};
 
 /// Number of `CAP_NET_ADMIN` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
@@ -100,7 +100,7 @@ pub fn probe(paths: &Paths) -> Vec<Missing> {
     if let Err(error) = writable(&paths.sysctl.join("net/ipv4/ip_forward")) {
         missing.push(Missing::Sysctl(error.to_string()));
     }
-    if paths.object.is_empty() {
+    if OBJECT.is_empty() {
         missing.push(Missing::Object);
     }
     missing

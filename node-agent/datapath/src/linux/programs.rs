@@ -26,7 +26,7 @@ use basal_maps::{
 use super::{Paths, fault::Fault, maps, remove_pin, remove_pins};
 use crate::{
     kernel::ReadError,
-    program::ProgramHash,
+    program::{ProgramHash, ProgramSet},
     rows::{MapId, Rows},
     state::Symbol,
 };
@@ -55,13 +55,13 @@ pub(super) fn pin(paths: &Paths, hash: ProgramHash, symbol: Symbol) -> PathBuf {
 }
 
 /// Loads a set.
-pub(super) fn load(paths: &Paths, config: &Config, rows: &Rows) -> Result<(), Fault> {
-    if paths.object.is_empty() {
+pub(super) fn load(paths: &Paths, set: &ProgramSet, rows: &Rows) -> Result<(), Fault> {
+    if set.object.bytes().is_empty() {
         return Err(Fault::NoObject);
     }
     let staging = paths.staging();
     remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
-    let published = stage(paths, &staging, config, rows).and_then(|fresh| publish(paths, &staging, config, &fresh));
+    let published = stage(paths, &staging, set, rows).and_then(|fresh| publish(paths, &staging, set.hash(), &fresh));
     if published.is_err() {
         remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
     }
@@ -69,7 +69,8 @@ pub(super) fn load(paths: &Paths, config: &Config, rows: &Rows) -> Result<(), Fa
 }
 
 /// Fills the staging folder; gives the names of maps that were made.
-fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<BTreeSet<&'static str>, Fault> {
+fn stage(paths: &Paths, staging: &Path, set: &ProgramSet, rows: &Rows) -> Result<BTreeSet<&'static str>, Fault> {
+    let config = &set.config;
     make_dir(staging)?;
     let mut fresh = BTreeSet::new();
     let mut loader = EbpfLoader::new();
@@ -89,7 +90,7 @@ fn stage(paths: &Paths, staging: &Path, config: &Config, rows: &Rows) -> Result<
         }
         loader.map_pin_path(map.name, staged);
     }
-    let mut object = loader.load(paths.object).map_err(|error| Fault::at("the BPF object", chain(&error)))?;
+    let mut object = loader.load(set.object.bytes()).map_err(|error| Fault::at("the BPF object", chain(&error)))?;
 
     for (map, rows) in rows.iter().filter(|(map, _)| fresh.contains(map.spec().name)) {
         fill(*map, rows, staging)?;
@@ -125,8 +126,8 @@ fn fill(map: MapId, rows: &BTreeMap<Vec<u8>, Vec<u8>>, dir: &Path) -> Result<(),
 }
 
 /// Gives the staged set its name, then the maps that it was first to make theirs.
-fn publish(paths: &Paths, staging: &Path, config: &Config, fresh: &BTreeSet<&str>) -> Result<(), Fault> {
-    let set = paths.programs().join(ProgramHash::of(config).to_string());
+fn publish(paths: &Paths, staging: &Path, hash: ProgramHash, fresh: &BTreeSet<&str>) -> Result<(), Fault> {
+    let set = paths.programs().join(hash.to_string());
     make_dir(&paths.programs())?;
     make_dir(&paths.maps())?;
     // One of this name is unusable, else nobody would have asked. What runs from it is held by its links.

@@ -9,7 +9,7 @@ use basal_datapath::{
     diff::diff,
     kernel::{Kernel as _, OpError},
     op::Op,
-    program::OBJECT,
+    program::{OBJECT, Object},
     state::Hook,
 };
 use basal_maps::spec;
@@ -104,6 +104,24 @@ fn replacing_all_programs_loses_no_packet() {
     });
 }
 
+#[test]
+fn programs_of_another_object_take_the_place_of_those_that_run() {
+    sandbox(|bpffs| {
+        let (mut one, _two, pod_one, _pod_two) = two_pods(bpffs, true);
+        let before = one.read().state;
+        let pings = Pings::start(&pod_one, "10.1.2.7");
+        // What is behind the last section is nobody's, so nothing else differs: neither constants nor maps.
+        one.plan.object = Object::new([OBJECT, &[0]].concat().leak());
+        let ops = one.converge().concat();
+        assert_eq!(ops.iter().filter(|op| matches!(op, Op::Attach(..))).count(), before.hooks.len());
+        let after = one.read().state;
+        assert!(after.programs.len() == 1 && after.programs.is_disjoint(&before.programs));
+        assert!(after.hooks.values().all(|hash| after.programs.contains(hash)));
+        assert_eq!(after.maps, before.maps);
+        pings.must_have_been_answered();
+    });
+}
+
 /// Where the object has instructions: its executable sections (`Elf64_Shdr`, elf(5)).
 fn instructions(object: &[u8]) -> Vec<std::ops::Range<usize>> {
     const EXECUTABLE: u64 = 4;
@@ -118,7 +136,7 @@ fn instructions(object: &[u8]) -> Vec<std::ops::Range<usize>> {
 }
 
 /// The object with programs that do not end.
-fn refused_by_the_verifier() -> &'static [u8] {
+fn refused_by_the_verifier() -> Object {
     // As linux/bpf.h codes `exit` and `r0 = 0`.
     const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
     const ZERO: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
@@ -128,7 +146,7 @@ fn refused_by_the_verifier() -> &'static [u8] {
             *instruction = ZERO;
         }
     }
-    object.leak()
+    Object::new(object.leak())
 }
 
 #[test]
@@ -138,8 +156,7 @@ fn programs_that_the_verifier_refuses_leave_those_that_run() {
         let before = one.read().state;
         let pings = Pings::start(&pod_one, "10.1.2.7");
 
-        one.paths.object = refused_by_the_verifier();
-        one.plan.device_mtu = 1400;
+        one.plan.object = refused_by_the_verifier();
         let refused = one.with(async |kernel| {
             let observed = kernel.read().await.unwrap();
             let ops = diff(&one.plan.desired(&observed), &observed.state);
@@ -155,8 +172,8 @@ fn programs_that_the_verifier_refuses_leave_those_that_run() {
         assert_eq!((after.programs, after.hooks, after.maps), (before.programs, before.hooks, before.maps));
         assert!(!one.paths.bpffs.join("basal/staging").exists());
 
-        one.paths.object = OBJECT;
-        one.converge();
+        one.plan.object = Object::built_in();
+        assert_eq!(one.converge(), Vec::<Vec<Op>>::new(), "what it goes back to runs");
         pings.must_have_been_answered();
     });
 }

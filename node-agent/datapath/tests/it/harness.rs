@@ -20,6 +20,7 @@ use basal_datapath::{
     names::IfName,
     op::Op,
     plan::{DEFAULT_TUNNEL_PORT, Endpoint, NodePlan, RemoteNode, Routers},
+    program::{OBJECT, Object},
     routing::{Routing, Tunnel},
     state::{PodAddress, PodSide},
 };
@@ -36,7 +37,7 @@ use nix::{
 /// Runs a test on a thread with a mount namespace and a bpffs of its own.
 pub(crate) fn sandbox(test: impl FnOnce(&Path) + Send) {
     assert!(nix::unistd::geteuid().is_root(), "this test makes namespaces and loads BPF programs: run it as root");
-    assert!(!basal_datapath::program::OBJECT.is_empty(), "built without BPF object: run `cargo xtask ebpf`");
+    assert!(!OBJECT.is_empty(), "built without BPF object: run `cargo xtask ebpf`");
     let dir = tempfile::tempdir().unwrap();
     on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
@@ -136,6 +137,7 @@ pub(crate) fn node(bpffs: &Path, number: u8) -> Node {
         masquerade_ipv4: true,
         masquerade_ipv6: true,
         bpf_masquerade: None,
+        object: Object::built_in(),
     };
     Node { netns: Netns::new(), paths, plan }
 }
