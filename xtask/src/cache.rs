@@ -31,15 +31,27 @@ pub(crate) fn path() -> anyhow::Result<OsString> {
     Ok(env::join_paths(before.into_iter().chain(env::split_paths(&old)))?)
 }
 
+/// A command in the checkout, with [`path`].
+pub(crate) fn command(program: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(program);
+    command.current_dir(checkout()).env("PATH", path()?);
+    // What `cargo run` tells of this crate looks to build scripts as if they were another crate's: they, and all that
+    // depends on them, would be built anew by cargo from here and again by cargo without us.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(&name);
+        }
+    }
+    Ok(command)
+}
+
 /// Runs a command in the checkout, its output on ours.
-pub(crate) fn run(command: &[&str]) -> anyhow::Result<()> {
-    let (program, args) = command.split_first().context("no command")?;
-    let status = Command::new(program)
+pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
+    let (program, args) = words.split_first().context("no command")?;
+    let status = command(program)?
         .args(args)
-        .current_dir(checkout())
-        .env("PATH", path()?)
         .status()
         .with_context(|| format!("could not start {program}; `make setup` installs what is missing"))?;
-    ensure!(status.success(), "`{}` failed: {status}", command.join(" "));
+    ensure!(status.success(), "`{}` failed: {status}", words.join(" "));
     Ok(())
 }

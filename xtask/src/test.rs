@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
@@ -135,10 +135,8 @@ fn run_step(step: &Step, totals: &mut Totals) -> anyhow::Result<()> {
 /// Runs a command whose output stays visible, and reads its `test result:` lines.
 fn libtest(command: &[&str], totals: &mut Totals) -> anyhow::Result<()> {
     let (program, args) = command.split_first().context("no command")?;
-    let mut child = Command::new(program)
+    let mut child = cache::command(program)?
         .args(args)
-        .current_dir(cache::checkout())
-        .env("PATH", cache::path()?)
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("could not start {program}"))?;
