@@ -2,10 +2,10 @@
 //!
 //! A set is a folder on bpffs named by its hash: the pins of its programs, and hard links to the pins of the maps that
 //! they use. It is put together in a staging folder on the same bpffs: an existing map that is made as it should be is
-//! linked in, another is made fresh and filled; programs are loaded against these; then the folder is renamed and fresh
-//! maps take the public names. A failure before that removes the staging folder and has changed nothing. Nothing is
-//! attached here, so the running set goes on until each of its hooks is moved over; its own folder keeps the maps that
-//! it uses alive as long.
+//! linked in, another is made fresh and filled, and the map of calls between programs is always a fresh one; programs
+//! are loaded against these; then the folder is renamed and fresh maps take the public names. A failure before that
+//! removes the staging folder and has changed nothing. Nothing is attached here, so the running set goes on until each
+//! of its hooks is moved over; its own folder keeps the maps that it uses alive as long.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use aya::{
 };
 use basal_maps::{
     config::{self, Config},
-    spec,
+    spec::{self, MapKind},
 };
 
 use super::{Paths, fault::Fault, maps, remove_pin, remove_pins};
@@ -83,7 +83,9 @@ fn stage(paths: &Paths, staging: &Path, set: &ProgramSet, rows: &Rows) -> Result
     for map in spec::of(config) {
         let (public, staged) = (paths.maps().join(map.name), staging.join(map.name));
         loader.map_max_entries(map.name, map.max_entries);
-        if maps::fits(&public, &map).map_err(|error| Fault::path(&public, error))? {
+        // Programs call those of their own set: what one leaves for the other is nothing that versions agree on.
+        let is_shared = map.kind != MapKind::ProgArray;
+        if is_shared && maps::fits(&public, &map).map_err(|error| Fault::path(&public, error))? {
             fs::hard_link(&public, &staged).map_err(|error| Fault::path(&staged, error))?;
         } else {
             fresh.insert(map.name);

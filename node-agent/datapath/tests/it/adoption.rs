@@ -2,6 +2,7 @@
 
 use std::{
     io::Read as _,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -9,6 +10,7 @@ use basal_datapath::{
     diff::diff,
     kernel::{Kernel as _, OpError},
     op::Op,
+    plan::NodePlan,
     program::{OBJECT, Object},
     state::Hook,
 };
@@ -104,14 +106,40 @@ fn replacing_all_programs_loses_no_packet() {
     });
 }
 
+/// Another object than the one inside this binary: what is behind the last section is nobody's, so neither programs nor
+/// maps differ.
+fn another_object() -> Object {
+    Object::new([OBJECT, &[0]].concat().leak())
+}
+
+#[test]
+fn programs_call_those_of_their_own_set() {
+    sandbox(|bpffs| {
+        let (one, _two, _pod_one, _pod_two) = two_pods(bpffs, true);
+        let of_set = one.programs().join(spec::CALL_POLICY.name);
+        let slots = |map: &Path| one.netns.run(&format!("bpftool map dump pinned {}", map.display())).unwrap();
+        let before = slots(&of_set);
+        let plan = NodePlan { object: another_object(), ..one.plan.clone() };
+        one.with(async |kernel| {
+            let observed = kernel.read().await.unwrap();
+            let ops = diff(&plan.desired(&observed), &observed.state);
+            let until_hooks = ops.iter().take_while(|op| !matches!(op, Op::Attach(Hook::Device { .. }, _)));
+            for op in until_hooks {
+                assert!(kernel.apply(op).await.is_done(), "{op}");
+            }
+        });
+        assert_ne!(slots(&one.paths.maps().join(spec::CALL_POLICY.name)), before, "those of the other set");
+        assert_eq!(slots(&of_set), before, "what still runs calls what it called");
+    });
+}
+
 #[test]
 fn programs_of_another_object_take_the_place_of_those_that_run() {
     sandbox(|bpffs| {
         let (mut one, _two, pod_one, _pod_two) = two_pods(bpffs, true);
         let before = one.read().state;
         let pings = Pings::start(&pod_one, "10.1.2.7");
-        // What is behind the last section is nobody's, so nothing else differs: neither constants nor maps.
-        one.plan.object = Object::new([OBJECT, &[0]].concat().leak());
+        one.plan.object = another_object();
         let ops = one.converge().concat();
         assert_eq!(ops.iter().filter(|op| matches!(op, Op::Attach(..))).count(), before.hooks.len());
         let after = one.read().state;
