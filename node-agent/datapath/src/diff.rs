@@ -121,7 +121,8 @@ fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
             ops.push(Op::DeleteAddress(address.clone()));
         }
     }
-    for hash in observed.programs.difference(&desired.programs) {
+    let pinned: BTreeSet<_> = observed.programs.union(&observed.broken_programs).collect();
+    for hash in pinned.into_iter().filter(|hash| !desired.programs.contains(hash)) {
         ops.push(Op::UnloadPrograms(*hash));
     }
 }
@@ -256,6 +257,16 @@ mod tests {
         maps.values_mut().for_each(|value| value[0] ^= 1);
         rows::host([10, 0, 1, 99].into()).insert_into(&mut observed.maps);
         assert_eq!(kinds(&diff(&desired(), &observed)), ["put-row", "delete-row"]);
+    }
+
+    #[test]
+    fn a_broken_set_goes_unless_it_is_made_anew() {
+        let other = ProgramSet { object: Object::new(b"other"), ..set() }.hash();
+        let mut observed = desired();
+        observed.broken_programs = [other].into();
+        assert_eq!(diff(&desired(), &observed), [Op::UnloadPrograms(other)]);
+        observed.broken_programs = std::mem::take(&mut observed.programs);
+        assert_eq!(kinds(&diff(&desired(), &observed)), ["load-programs"]);
     }
 
     #[test]

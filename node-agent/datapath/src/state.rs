@@ -32,6 +32,9 @@ pub struct NodeState {
     pub addresses: BTreeSet<Address>,
     /// Loaded program sets. One is desired; more may be observed.
     pub programs: BTreeSet<ProgramHash>,
+    /// What is pinned of sets that cannot be used: of an earlier version, whose maps were made otherwise, or what a crash
+    /// left. None is desired.
+    pub broken_programs: BTreeSet<ProgramHash>,
     /// What the desired set is loaded from. Observed state has none: it is inside the programs, and in their hash.
     pub load_from: Option<ProgramSet>,
     /// Rows of the maps that the agent fills. A map that does not exist, or was made differently, is absent.

@@ -283,11 +283,15 @@ impl Core {
             Op::DeleteAddress(address) => drop(state.addresses.remove(address)),
             Op::LoadPrograms { set, rows } => {
                 state.programs.insert(set.hash());
+                state.broken_programs.remove(&set.hash());
                 for (map, rows) in rows {
                     state.maps.entry(*map).or_default().extend(rows.iter().map(|(k, v)| (k.clone(), v.clone())));
                 }
             }
-            Op::UnloadPrograms(hash) => drop(state.programs.remove(hash)),
+            Op::UnloadPrograms(hash) => {
+                state.programs.remove(hash);
+                state.broken_programs.remove(hash);
+            }
             Op::PutRow(row) => {
                 state.maps.entry(row.map).or_default().insert(row.key.clone(), row.value.clone());
             }

@@ -77,7 +77,7 @@ impl Paths {
         self.bpffs.join("basal/programs")
     }
 
-    /// Where a program set is put together. On the same bpffs, so that it can be renamed.
+    /// Where program sets are put together, by name. On the same bpffs, so that they can be renamed.
     fn staging(&self) -> PathBuf {
         self.bpffs.join("basal/staging")
     }
@@ -144,7 +144,7 @@ impl LinuxKernel {
         let every_slot = !self.has_read.load(Ordering::Relaxed);
         hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
         drop(turn);
-        observed.state.programs = loaded.into_hashes();
+        loaded.tell(&mut observed.state);
         let tables = nft::tables(&self.paths.nft).await?;
         observed.state.nft = nft::read(&self.paths.nft, &tables).await?;
         observed.state.forward = forward::read(&tables).await?;

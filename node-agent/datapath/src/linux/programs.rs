@@ -6,6 +6,9 @@
 //! are loaded against these; then the folder is renamed and fresh maps take the public names. A failure before that
 //! removes the staging folder and has changed nothing. Nothing is attached here, so the running set goes on until each
 //! of its hooks is moved over; its own folder keeps the maps that it uses alive as long.
+//!
+//! Whatever a crash leaves is in a folder that has the set's name, here or in staging, so that the next start sees it
+//! among the sets that are broken, and unloads it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,13 +31,16 @@ use crate::{
     kernel::ReadError,
     program::{ProgramHash, ProgramSet},
     rows::{MapId, Rows},
-    state::Symbol,
+    state::{NodeState, Symbol},
 };
 
-/// The program sets that are pinned and usable, and the kernel's ids of their programs.
+/// The program sets that are pinned.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
+    /// Those that can be used, with the kernel's ids of their programs.
     sets: BTreeMap<ProgramHash, BTreeMap<Symbol, u32>>,
+    /// What there is of others.
+    broken: BTreeSet<ProgramHash>,
 }
 
 impl Loaded {
@@ -44,8 +50,10 @@ impl Loaded {
         found.map_or(ProgramHash::FOREIGN, |(hash, _)| *hash)
     }
 
-    pub(super) fn into_hashes(self) -> BTreeSet<ProgramHash> {
-        self.sets.into_keys().collect()
+    /// Tells the state which sets there are.
+    pub(super) fn tell(self, state: &mut NodeState) {
+        state.programs = self.sets.into_keys().collect();
+        state.broken_programs = self.broken;
     }
 }
 
@@ -61,10 +69,10 @@ pub(super) fn load(paths: &Paths, set: &ProgramSet, rows: &Rows) -> Result<(), F
     }
     let staging = paths.staging();
     remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
-    let published = stage(paths, &staging, set, rows).and_then(|fresh| publish(paths, &staging, set.hash(), &fresh));
-    if published.is_err() {
-        remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
-    }
+    let hash = set.hash();
+    let staged = staging.join(hash.to_string());
+    let published = stage(paths, &staged, set, rows).and_then(|fresh| publish(paths, &staged, hash, &fresh));
+    remove_pins(&staging).map_err(|error| Fault::path(&staging, error))?;
     published
 }
 
@@ -104,6 +112,10 @@ fn stage(paths: &Paths, staging: &Path, set: &ProgramSet, rows: &Rows) -> Result
         program.load().map_err(|error| refused(name, &error))?;
         program.pin(staging.join(name)).map_err(|error| Fault::at(name, chain(&error)))?;
     }
+    for name in &fresh {
+        let (own, public) = (staging.join(name), to_publish(staging, name));
+        fs::hard_link(&own, &public).map_err(|error| Fault::path(&public, error))?;
+    }
     Ok(fresh)
 }
 
@@ -127,6 +139,11 @@ fn fill(map: MapId, rows: &BTreeMap<Vec<u8>, Vec<u8>>, dir: &Path) -> Result<(),
     Ok(())
 }
 
+/// The pin of a set's fresh map that becomes the public one; the other stays the set's own. bpffs takes no dots in names.
+fn to_publish(set: &Path, map: &str) -> PathBuf {
+    set.join(format!("{map}_new"))
+}
+
 /// Gives the staged set its name, then the maps that it was first to make theirs.
 fn publish(paths: &Paths, staging: &Path, hash: ProgramHash, fresh: &BTreeSet<&str>) -> Result<(), Fault> {
     let set = paths.programs().join(hash.to_string());
@@ -137,42 +154,52 @@ fn publish(paths: &Paths, staging: &Path, hash: ProgramHash, fresh: &BTreeSet<&s
     fs::rename(staging, &set).map_err(|error| Fault::path(&set, error))?;
     for name in fresh {
         let public = paths.maps().join(name);
-        // bpffs takes no dots in names.
-        let beside = paths.maps().join(format!("{name}_new"));
-        remove_pin(&beside).map_err(|error| Fault::path(&beside, error))?;
-        fs::hard_link(set.join(name), &beside).map_err(|error| Fault::path(&beside, error))?;
-        fs::rename(&beside, &public).map_err(|error| Fault::path(&public, error))?;
+        fs::rename(to_publish(&set, name), &public).map_err(|error| Fault::path(&public, error))?;
     }
     Ok(())
 }
 
-/// Removes a set, and the maps of masquerading when it was the last one that masquerades: they are large.
+/// Removes all that there is of a set, and before it the maps of masquerading when no other set masquerades: they are
+/// large.
 pub(super) fn unload(paths: &Paths, hash: ProgramHash) -> Result<(), Fault> {
-    let dir = paths.programs();
-    let set = dir.join(hash.to_string());
-    remove_pins(&set).map_err(|error| Fault::path(&set, error))?;
-    let left = sets(&dir).map_err(|error| Fault::path(&dir, error))?;
+    let (dir, staging) = (paths.programs(), paths.staging());
+    let name = hash.to_string();
+    let own = dir.join(&name);
+    let mut others = sets(&dir).map_err(|error| Fault::path(&dir, error))?;
+    others.retain(|(other, _)| *other != hash);
     for map in &spec::OF_MASQUERADING {
-        let in_use = any(&left, |(_, set)| set.join(map.name).try_exists());
+        let has = |set: &Path| set.join(map.name).try_exists();
+        let last = || -> io::Result<bool> { Ok(has(&own)? && !any(&others, |(_, set)| has(set))?) };
         let public = paths.maps().join(map.name);
-        if !in_use.map_err(|error| Fault::path(&dir, error))? {
+        if last().map_err(|error| Fault::path(&dir, error))? {
             remove_pin(&public).map_err(|error| Fault::path(&public, error))?;
         }
     }
-    Ok(())
+    for of_set in [own, staging.join(name)] {
+        remove_pins(&of_set).map_err(|error| Fault::path(&of_set, error))?;
+    }
+    match fs::remove_dir(&staging) {
+        // Others may be in it.
+        Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
+            Err(Fault::path(&staging, error))
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Lists the sets. One that lacks a program, or whose maps are not those under the public names, is not usable: it is
-/// left out, so that it is loaded again when it is wanted.
+/// Lists the sets. One that lacks a program, or whose maps are not those under the public names, is broken: it is loaded
+/// again when it is wanted, and removed when it is not. So is one that was never finished.
 pub(super) fn read(paths: &Paths) -> Result<Loaded, ReadError> {
-    let dir = paths.programs();
+    let (dir, staging) = (paths.programs(), paths.staging());
     let failed = |error| ReadError::new(dir.display().to_string(), error);
     let mut loaded = Loaded::default();
     for (hash, set) in sets(&dir).map_err(failed)? {
-        if let Some(programs) = usable(paths, &set).map_err(failed)? {
-            loaded.sets.insert(hash, programs);
+        match usable(paths, &set).map_err(failed)? {
+            Some(programs) => drop(loaded.sets.insert(hash, programs)),
+            None => drop(loaded.broken.insert(hash)),
         }
     }
+    loaded.broken.extend(sets(&staging).map_err(failed)?.into_iter().map(|(hash, _)| hash));
     Ok(loaded)
 }
 

@@ -22,7 +22,7 @@ use nix::{
 };
 
 use crate::{
-    harness::{Netns, pair, sandbox},
+    harness::{Netns, node, pair, sandbox},
     traffic::two_pods,
 };
 
@@ -108,7 +108,7 @@ fn replacing_all_programs_loses_no_packet() {
 
 /// Another object than the one inside this binary: what is behind the last section is nobody's, so neither programs nor
 /// maps differ.
-fn another_object() -> Object {
+pub(crate) fn another_object() -> Object {
     Object::new([OBJECT, &[0]].concat().leak())
 }
 
@@ -203,6 +203,28 @@ fn programs_that_the_verifier_refuses_leave_those_that_run() {
         one.plan.object = Object::built_in();
         assert_eq!(one.converge(), Vec::<Vec<Op>>::new(), "what it goes back to runs");
         pings.must_have_been_answered();
+    });
+}
+
+#[test]
+fn what_is_left_of_sets_is_removed() {
+    sandbox(|bpffs| {
+        let one = node(bpffs, 1);
+        one.converge();
+        let (clean, basal) = (one.pins(), one.paths.bpffs.join("basal"));
+        // A set of a version whose map of endpoints was another one, and one that was never finished.
+        let [earlier, unfinished] =
+            ["programs/0123456789abcdef", "staging/fedcba9876543210"].map(|set| basal.join(set));
+        for set in [&earlier, &unfinished] {
+            std::fs::create_dir_all(set).unwrap();
+            let map = set.join(spec::ENDPOINTS.name);
+            let made =
+                format!("bpftool map create {} type hash key 20 value 40 entries 7 name other flags 1", map.display());
+            one.netns.run(&made).unwrap();
+        }
+        let ops = one.converge().concat();
+        assert!(ops.len() == 2 && ops.iter().all(|op| matches!(op, Op::UnloadPrograms(_))), "{ops:?}");
+        assert_eq!(one.pins(), clean);
     });
 }
 

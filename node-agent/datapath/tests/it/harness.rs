@@ -221,6 +221,17 @@ impl Node {
         self.paths.bpffs.join("basal/programs").join(set)
     }
 
+    /// Every pin on its bpffs, and every folder of pins.
+    pub(crate) fn pins(&self) -> BTreeSet<PathBuf> {
+        fn below(dir: &Path) -> Vec<PathBuf> {
+            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+            entries
+                .flat_map(|path| if path.is_dir() { [below(&path), vec![path]].concat() } else { vec![path] })
+                .collect()
+        }
+        below(&self.paths.bpffs).into_iter().collect()
+    }
+
     /// Reads, applies the difference, and again, until there is none. Gives what was applied, by round.
     pub(crate) fn converge(&self) -> Vec<Vec<Op>> {
         self.with(async |kernel| {
