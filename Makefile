@@ -37,8 +37,9 @@ faults: ## explore SCHEDULES=N random schedules with faults from SEED=S on, or r
 	FAULTS_SCHEDULES='$(SCHEDULES)' FAULTS_SEED='$(SEED)' FAULTS_SCHEDULE='$(SCHEDULE)' cargo nextest run --workspace \
 		--profile faults --no-capture -E 'test(random_faults_in_random_schedules)'
 
-faults-agent: ## put PAIRS=N pairs of faults from SEED=S into each scenario of the agent, over each store (docs/testing.md)
+faults-agent: ## put PAIRS=N pairs of faults from SEED=S into each scenario of the agent, over each store, and let it die before each system call that changes a node (needs root; docs/testing.md)
 	FAULTS_PAIRS='$(PAIRS)' FAULTS_SEED='$(SEED)' cargo nextest run --package basal-agent --no-capture -E 'test(pairs_of_faults)'
+	FAULTS_EVERY=1 cargo nextest run --package basal-datapath --profile faults --no-capture -E 'test(/^crashes::/)'
 
 faults-mutants: ## break the code that ships in many places, and show which test notices (MUTANTS='…' for some of them)
 	cargo xtask mutants $(MUTANTS)

@@ -104,7 +104,12 @@ fn remove(desired: &NodeState, observed: &NodeState, ops: &mut Vec<Op>) {
     for key in observed.routes.keys().filter(|key| !desired.routes.contains_key(*key)) {
         ops.push(Op::DeleteRoute(key.clone()));
     }
-    let stale = observed.hooks.keys().filter(|hook| !desired.hooks.contains_key(*hook));
+    // An endpoint has one pin: a program on another device takes the place of the one that was there.
+    let replaced = |hook: &Hook| match hook {
+        Hook::Endpoint { id, .. } => desired.hooks.contains_key(&Hook::Policy { id: *id }),
+        _ => false,
+    };
+    let stale = observed.hooks.keys().filter(|hook| !desired.hooks.contains_key(*hook) && !replaced(hook));
     let stays = |hook: &&Hook| hook.link().is_some_and(|link| desired.links.contains_key(link));
     let (of_devices_that_stay, others): (Vec<_>, Vec<_>) = stale.partition(stays);
     ops.extend(of_devices_that_stay.into_iter().map(|hook| Op::Detach(hook.clone())));
@@ -257,6 +262,17 @@ mod tests {
         maps.values_mut().for_each(|value| value[0] ^= 1);
         rows::host([10, 0, 1, 99].into()).insert_into(&mut observed.maps);
         assert_eq!(kinds(&diff(&desired(), &observed)), ["put-row", "delete-row"]);
+    }
+
+    #[test]
+    fn an_endpoint_that_moved_to_another_device_is_not_detached() {
+        let hook = |link| Hook::Endpoint { id: 7, link };
+        let (mut wanted, mut observed) = (desired(), desired());
+        wanted.hooks.insert(hook(IfName::new("lxc01").unwrap()), set().hash());
+        observed.hooks.insert(hook(IfName::gone()), set().hash());
+        assert_eq!(kinds(&diff(&wanted, &observed)), ["attach"]);
+        wanted.hooks.retain(|hook, _| matches!(hook, Hook::Device { .. }));
+        assert_eq!(kinds(&diff(&wanted, &observed)), ["detach", "detach"]);
     }
 
     #[test]

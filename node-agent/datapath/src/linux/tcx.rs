@@ -96,8 +96,8 @@ fn unpin(pin: &Path) -> Result<(), Fault> {
 pub(super) fn read(paths: &Paths, loaded: &Loaded, observed: &mut Observed) -> Result<(), ReadError> {
     let name_of = |index: u32| observed.devices.iter().find(|(_, device)| device.index == index).map(|(name, _)| name);
     let mut hooks = Vec::new();
-    for (owner, symbol, pin) in pins(&paths.links().join("devices"))? {
-        let Some(found) = look(&pin)? else { continue };
+    for (owner, pin) in pins(&paths.links().join("devices"))? {
+        let Some((symbol, found)) = look(pin)? else { continue };
         match found.ifindex.and_then(name_of).filter(|link| folder(link) == owner) {
             Some(link) => {
                 let hook = Hook::Device { link: link.clone(), symbol };
@@ -111,8 +111,8 @@ pub(super) fn read(paths: &Paths, loaded: &Loaded, observed: &mut Observed) -> R
             }
         }
     }
-    for (owner, symbol, pin) in pins(&paths.links().join("endpoints"))? {
-        let (Ok(id), Some(found)) = (owner.parse(), look(&pin)?) else { continue };
+    for (owner, pin) in pins(&paths.links().join("endpoints"))? {
+        let (Ok(id), Some((symbol, found))) = (owner.parse(), look(pin)?) else { continue };
         let link = found.ifindex.and_then(name_of).cloned().unwrap_or_else(IfName::gone);
         hooks.push((Hook::Endpoint { id, link }, loaded.set_of(symbol, found.program_id)));
     }
@@ -120,22 +120,40 @@ pub(super) fn read(paths: &Paths, loaded: &Loaded, observed: &mut Observed) -> R
     Ok(())
 }
 
-fn look(pin: &Path) -> Result<Option<sys::TcxLink>, ReadError> {
-    sys::tcx_link(pin).map_err(|error| ReadError::new(pin.display().to_string(), error))
+/// What is at a pin; `None` for a link that is not tcx.
+fn look(pin: Pin) -> Result<Option<(Symbol, sys::TcxLink)>, ReadError> {
+    let (symbol, path) = match pin {
+        Pin::Of(symbol, path) => (symbol, path),
+        // Whichever program is detached, or attached, takes care of the folder.
+        Pin::None => return Ok(Some((Symbol::FromContainer, sys::TcxLink { program_id: 0, ifindex: None }))),
+    };
+    let found = sys::tcx_link(&path).map_err(|error| ReadError::new(path.display().to_string(), error))?;
+    Ok(found.map(|found| (symbol, found)))
+}
+
+/// What a device or endpoint has.
+enum Pin {
+    Of(Symbol, PathBuf),
+    /// A folder without pins: the agent died before there was one, or after the last one went.
+    None,
 }
 
 /// `<owner>/links/<symbol>` below a folder, for symbols that are ours.
-fn pins(dir: &Path) -> Result<Vec<(String, Symbol, PathBuf)>, ReadError> {
+fn pins(dir: &Path) -> Result<Vec<(String, Pin)>, ReadError> {
     let failed = |error| ReadError::new(dir.display().to_string(), error);
     let mut pins = Vec::new();
-    for owner in list(dir).map_err(failed)? {
+    for path in list(dir).map_err(failed)? {
+        let Some(owner) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let links = path.join("links");
         for symbol in Symbol::ALL {
-            let pin = owner.join("links").join(symbol.as_str());
-            if pin.try_exists().map_err(failed)?
-                && let Some(owner) = owner.file_name().and_then(|name| name.to_str())
-            {
-                pins.push((owner.to_owned(), symbol, pin));
+            let pin = links.join(symbol.as_str());
+            if pin.try_exists().map_err(failed)? {
+                pins.push((owner.to_owned(), Pin::Of(symbol, pin)));
             }
+        }
+        let within = list(&links).map_err(failed)?;
+        if within.is_empty() && list(&path).map_err(failed)?.iter().all(|found| *found == links) {
+            pins.push((owner.to_owned(), Pin::None));
         }
     }
     Ok(pins)
