@@ -268,3 +268,57 @@ async fn flush(ports: &Ports, allocator: &mut Allocator, begun: Instant) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use basal_kvstore::ledger::EtcdLedger;
+    use basal_objects::{
+        leadership::LeadershipOptions,
+        object::{Object, ObjectKey, resources},
+        port::{MergePatch, Objects as _},
+    };
+    use basal_runtime::env::{SeededEnv, SharedEnv};
+    use basal_sim::{kv::ModelKv, objects::ModelObjects};
+    use serde_json::json;
+
+    use super::*;
+
+    /// A leader that slept between its election and the fence finds another name in the Lease.
+    #[tokio::test(start_paused = true)]
+    async fn the_fence_is_taken_only_by_who_the_lease_names_at_the_second_look() {
+        let env: SharedEnv = Arc::new(SeededEnv::new(1));
+        let server = ModelObjects::new(Arc::clone(&env));
+        let lease = ObjectKey::namespaced("kube-system", "lease");
+        let mut options = LeadershipOptions::new("kube-system", "slept".to_owned());
+        options.lease = lease.clone();
+        let elector = Elector::new(Arc::new(server.clone()), env, options);
+        let term = TermId::from_random(1, 0);
+        let ledger = EtcdLedger::new(Arc::new(ModelKv::new(1)), "default");
+        let seen = ledger.begin().await.unwrap();
+
+        let held_by = |holder: &str| {
+            Object(json!({
+                "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": { "name": lease.name, "namespace": "kube-system" },
+                "spec": { "holderIdentity": holder, "leaseDurationSeconds": 15 },
+            }))
+        };
+        assert!(server.create(resources::LEASE, held_by("other")).await.is_done());
+        let answer = take_fence(&ledger, &elector, &seen, &term).await;
+        assert!(matches!(answer, Err(BeginError::LeaseLost)), "{answer:?}");
+        assert_eq!(ledger.read_fence().await.unwrap().value, None, "nothing was written");
+
+        let found = server.get(resources::LEASE, &lease).await.unwrap().unwrap();
+        let patch = MergePatch {
+            resource_version: found.resource_version().to_owned(),
+            uid: found.uid().to_owned(),
+            subresource: None,
+            body: json!({ "spec": { "holderIdentity": "slept" } }),
+        };
+        assert!(server.patch(resources::LEASE, &lease, patch).await.is_done());
+        take_fence(&ledger, &elector, &seen, &term).await.unwrap();
+        assert!(ledger.read_fence().await.unwrap().holds(&term));
+    }
+}

@@ -46,6 +46,30 @@ fn the_block_of_a_gone_node_rests_before_the_next_one_gets_it() {
     });
 }
 
+/// An API server whose cache is behind says nothing of a Node that joined since; only the server itself can say that it is
+/// gone.
+#[test]
+fn a_node_that_an_old_cache_does_not_know_keeps_its_blocks() {
+    run(17, async |world, over| {
+        operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
+        add_node(world, "n1", 1).await;
+        world.until("n1 is served", LIMIT, |w| is_served(w, "n1")).await?;
+        let before = world.objects().revision();
+        add_node(world, "n2", 2).await;
+        world.until("n2 is served", LIMIT, |w| is_served(w, "n2")).await?;
+        world.settle(Duration::from_secs(60), LIMIT).await?;
+        let seen = cilium_nodes(world)["n2"].clone();
+
+        let behind = world.objects().revision() - before;
+        world.objects().fail_over(behind, Duration::from_secs(30));
+        world.pass(Duration::from_secs(60)).await?;
+        assert!(is_served(world, "n2"));
+        assert_eq!(cilium_nodes(world)["n2"].resource_version(), seen.resource_version());
+        assert!(!is_withdrawn(world, "n2"));
+        Ok(())
+    });
+}
+
 #[test]
 fn a_node_that_returns_gets_its_blocks_back() {
     run(5, async |world, over| {

@@ -32,8 +32,8 @@ const HOLD_BACK: Duration = Duration::from_secs(30);
 /// One change of what the view holds.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// Of a node.
-    Node(Change<NodeId, NodeRecord>),
+    /// Of a node: few, and much larger than the others.
+    Node(Box<Change<NodeId, NodeRecord>>),
     /// Of an ip→identity record.
     Ip(Change<IpTarget, IpOwner>),
 }
@@ -41,13 +41,15 @@ pub enum Event {
 /// Takes a change into the view.
 pub fn apply(view: &mut View, event: Event) {
     match event {
-        Event::Node(Change::Upsert(_, record)) => view.put_node(record),
-        Event::Node(Change::Delete(key)) => view.remove_node(&key),
+        Event::Node(change) => match *change {
+            Change::Upsert(_, record) => view.put_node(record),
+            Change::Delete(key) => view.remove_node(&key),
+            // What was known of a record that cannot be read stays.
+            Change::Invalid { .. } | Change::InSync | Change::Stale(_) => {}
+        },
         Event::Ip(Change::Upsert(target, owner)) => view.put_ip(target, owner),
         Event::Ip(Change::Delete(target)) => view.remove_ip(target),
-        // What was known of a record that cannot be read stays.
-        Event::Node(Change::Invalid { .. } | Change::InSync | Change::Stale(_))
-        | Event::Ip(Change::Invalid { .. } | Change::InSync | Change::Stale(_)) => {}
+        Event::Ip(Change::Invalid { .. } | Change::InSync | Change::Stale(_)) => {}
     }
 }
 
@@ -85,13 +87,13 @@ impl Pump {
 
     async fn next(&mut self) -> Option<Event> {
         let event = select_biased! {
-            change = self.nodes.next().fuse() => Event::Node(change?),
+            change = self.nodes.next().fuse() => Event::Node(Box::new(change?)),
             change = self.ips.next().fuse() => Event::Ip(change?),
         };
         match &event {
             Event::Node(change) => {
                 count(&self.metrics, Records::nodes, change);
-                self.in_sync.0 |= matches!(change, Change::InSync);
+                self.in_sync.0 |= matches!(**change, Change::InSync);
             }
             Event::Ip(change) => {
                 count(&self.metrics, Records::ips, change);
