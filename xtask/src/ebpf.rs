@@ -13,6 +13,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
+use crate::cache;
+
 /// Where basal-datapath's build script looks.
 const OUTPUT: &str = "target/bpf/basal-ebpf.o";
 const TARGET: &str = "bpfel-unknown-none";
@@ -39,14 +41,18 @@ enum Toolchain {
 
 /// Runs it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?;
-    let cache = cache_dir()?;
+    build_in(cache::checkout(), args.force)
+}
+
+/// Builds the object of a checkout into it, or takes it from the cache.
+pub(crate) fn build_in(root: &Path, force: bool) -> anyhow::Result<()> {
+    let cache = cache::dir()?.join("ebpf");
     let linker = linker()?;
     let toolchain = toolchain()?;
     let output = root.join(OUTPUT);
     let cached = cache.join(format!("{}.o", source_hash(root, &toolchain, &linker)?));
 
-    if args.force || !cached.exists() {
+    if force || !cached.exists() {
         let built = build(root, &cache, &toolchain, &linker)?;
         copy(&built, &cached)?;
     }
@@ -56,15 +62,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         copy(&cached, &output)?;
     }
     Ok(())
-}
-
-/// `${BASAL_CACHE:-$HOME/.cache/basal}/ebpf`
-fn cache_dir() -> anyhow::Result<PathBuf> {
-    let base = match env::var_os("BASAL_CACHE") {
-        Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(env::var_os("HOME").context("neither BASAL_CACHE nor HOME is set")?).join(".cache/basal"),
-    };
-    Ok(base.join("ebpf"))
 }
 
 /// bpf-linker from PATH, or from where `cargo install` puts it.

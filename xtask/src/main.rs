@@ -7,6 +7,7 @@ mod crds;
 mod deps;
 mod docs;
 mod ebpf;
+mod edits;
 mod fuzz;
 mod ignored;
 mod mutants;

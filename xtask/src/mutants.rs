@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::cache;
+use crate::{
+    cache,
+    edits::{Edit, copy, edited},
+};
 
 /// Which mutants.
 #[derive(clap::Args)]
@@ -67,34 +70,19 @@ fn table() -> anyhow::Result<Vec<Mutant>> {
 }
 
 impl Mutant {
-    /// Puts it into the text of its file.
-    fn apply(&self, text: &str) -> anyhow::Result<String> {
-        let places = text.matches(&self.find).count();
-        ensure!(
-            places == 1,
-            "mutant {}: what it replaces stands {places} times in {}; bring it up to date",
-            self.name,
-            self.file.display()
-        );
+    /// What it makes of its place, where a variable decides whether it is awake.
+    fn edit(&self) -> anyhow::Result<Edit> {
         let awake = format!("std::env::var_os({VARIABLE:?}).is_some_and(|name| name == {:?})", self.name);
         let broken = self.replace.replace(CONDITION, &awake);
         ensure!(broken != self.replace, "mutant {}: its replacement does not say {CONDITION}", self.name);
-        Ok(text.replacen(&self.find, &broken, 1))
+        let what = format!("mutant {}", self.name);
+        Ok(Edit { what, file: self.file.clone(), find: self.find.clone(), replace: broken })
     }
 }
 
-/// The broken files of a checkout.
-fn broken_files(mutants: &[Mutant], tree: &Path) -> anyhow::Result<BTreeMap<PathBuf, String>> {
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for mutant in mutants {
-        let path = tree.join(&mutant.file);
-        let text = match files.get(&mutant.file) {
-            Some(text) => text.clone(),
-            None => fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?,
-        };
-        files.insert(mutant.file.clone(), mutant.apply(&text)?);
-    }
-    Ok(files)
+/// The broken files of the checkout.
+fn broken_files(mutants: &[Mutant]) -> anyhow::Result<BTreeMap<PathBuf, String>> {
+    edited(&mutants.iter().map(Mutant::edit).collect::<anyhow::Result<Vec<_>>>()?)
 }
 
 /// Runs it.
@@ -105,7 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     mutants.retain(|mutant| args.only.is_empty() || args.only.contains(&mutant.name));
     let tree = cache::dir()?.join("mutants");
-    copy(&tree, broken_files(&table()?, cache::checkout())?)?;
+    copy(&tree, broken_files(&table()?)?)?;
     build(&tree)?;
     let mut rows = Vec::new();
     let mut survivors = Vec::new();
@@ -137,35 +125,12 @@ fn row(mutant: &Mutant, fate: &Fate) -> String {
     format!("| {name} | {breaks} | {by} | {schedule} |")
 }
 
-/// Copies what git knows of the checkout, with the broken files, writing only what differs, so that builds go on where they
-/// stopped.
-fn copy(tree: &Path, mut broken: BTreeMap<PathBuf, String>) -> anyhow::Result<()> {
-    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(cache::checkout()).output()?;
-    ensure!(listed.status.success(), "`git ls-files` failed; mutants are made in a copy of a git checkout");
-    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
-        let (from, to) = (cache::checkout().join(name), tree.join(name));
-        let content = match broken.remove(Path::new(name)) {
-            Some(text) => text.into_bytes(),
-            None => match fs::read(&from) {
-                Ok(content) => content,
-                // Deleted, and not committed yet.
-                Err(_) => continue,
-            },
-        };
-        if fs::read(&to).ok().as_ref() != Some(&content) {
-            fs::create_dir_all(to.parent().unwrap_or(tree))?;
-            fs::write(&to, content)?;
-        }
-    }
-    Ok(())
-}
-
 /// Cargo over the tests of the copy. It has a build tree of its own: cargo takes two checkouts of one workspace for the same
 /// and would mix what it built of them.
 fn nextest(tree: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new("cargo");
+    let mut command = cache::command("cargo")?;
     command.args(["nextest", "run", "--color", "never"]).args(PACKAGES).current_dir(tree);
-    command.env("PATH", cache::path()?).env("CARGO_TARGET_DIR", tree.join("target"));
+    command.env("CARGO_TARGET_DIR", tree.join("target"));
     Ok(command)
 }
 
@@ -211,7 +176,7 @@ mod tests {
     fn every_mutant_still_has_its_place() {
         let mutants = table().unwrap();
         assert!(mutants.len() >= 12);
-        for (path, broken) in broken_files(&mutants, cache::checkout()).unwrap() {
+        for (path, broken) in broken_files(&mutants).unwrap() {
             assert_ne!(broken, fs::read_to_string(cache::checkout().join(path)).unwrap());
         }
     }

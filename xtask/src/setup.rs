@@ -3,6 +3,7 @@
 
 mod basal;
 mod images;
+mod next;
 mod packages;
 mod parts;
 mod store;
