@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 use crate::daemons::{AGENT, pid, signal};
 use crate::flow::Flow;
 use crate::kills::SECONDS;
+use crate::suite::values;
+use crate::tampering::{self, What};
+use crate::upgrade::{self, Version};
 use crate::view::{agent_pod, basal, eventually, knows_the_others, node_key};
 use crate::workload::{delete, waiting_pod};
 
@@ -33,6 +36,14 @@ enum Outage {
     AgentKilled,
     /// The agents' pods are replaced one after another.
     DaemonSetRolled,
+    /// A later version is installed, with other programs and another layout of a map.
+    Upgraded,
+    /// This version is installed over it.
+    Downgraded,
+    /// Somebody changes what agents made on their nodes.
+    NodesTampered,
+    /// Somebody changes rows of the ipcache.
+    IpcacheTampered,
     /// Somebody deletes every key of a node.
     NodeDeletedByHand,
     /// Somebody revokes every lease: the keys under them go.
@@ -56,10 +67,21 @@ enum Outage {
 }
 
 /// Those that are over soon.
-const SHORT: [Outage; 3] = [Outage::AgentKilled, Outage::NodeDeletedByHand, Outage::EtcdEmptied];
-
-const ALL: [Outage; 12] = [
+const SHORT: [Outage; 6] = [
     Outage::AgentKilled,
+    Outage::NodesTampered,
+    Outage::Upgraded,
+    Outage::Downgraded,
+    Outage::NodeDeletedByHand,
+    Outage::EtcdEmptied,
+];
+
+const ALL: [Outage; 16] = [
+    Outage::AgentKilled,
+    Outage::NodesTampered,
+    Outage::IpcacheTampered,
+    Outage::Upgraded,
+    Outage::Downgraded,
     Outage::DaemonSetRolled,
     Outage::NodeDeletedByHand,
     Outage::LeasesRevoked,
@@ -109,6 +131,10 @@ impl Outage {
                 cluster.kubectl()?.args(["rollout", "restart", "-n", NAMESPACE, AGENTS]).done()?;
                 cluster.wait_rollout(NAMESPACE, AGENTS, ROLLOUT)
             }
+            Self::Upgraded => install(cluster, Version::Next),
+            Self::Downgraded => install(cluster, Version::This),
+            Self::NodesTampered => tampering::happens(cluster, What::Node),
+            Self::IpcacheTampered => tampering::happens(cluster, What::Ipcache),
             Self::NodeDeletedByHand => delete_keys_of(cluster, "n2"),
             Self::LeasesRevoked => revoke_leases(cluster),
             Self::ApiAway => away(cluster, Server::Api),
@@ -119,6 +145,12 @@ impl Outage {
             Self::KubeletKilled => kill_kubelet(cluster),
         }
     }
+}
+
+/// Installs a version, whose programs then deliver.
+fn install(cluster: &Cluster, version: Version) -> anyhow::Result<()> {
+    upgrade::to(cluster, version, values())?;
+    upgrade::delivers(cluster, "n1", version)
 }
 
 /// Lets agents run on all nodes, or on none.
