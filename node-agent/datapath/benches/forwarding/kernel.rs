@@ -86,9 +86,9 @@ fn route_to(netns: &Netns, remote: &RemoteNode) -> anyhow::Result<()> {
 
 /// Gives what leaves by a device the node's address.
 pub(crate) fn masquerade(netns: &Netns, device: &str) -> anyhow::Result<()> {
-    run(netns, "nft add table inet masquerade")?;
-    run(netns, "nft add chain inet masquerade postrouting { type nat hook postrouting priority 100 ; }")?;
-    run(netns, &format!("nft add rule inet masquerade postrouting oifname {device} masquerade"))
+    run(netns, "nft add table inet leaving")?;
+    run(netns, "nft add chain inet leaving postrouting { type nat hook postrouting priority 100 ; }")?;
+    run(netns, &format!("nft add rule inet leaving postrouting oifname {device} masquerade"))
 }
 
 /// Joins two pods by one veth pair; their addresses are those of the first two pods of node one.
