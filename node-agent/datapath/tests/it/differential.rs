@@ -156,20 +156,25 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
     (good, mac(), mac(), edits, cut).prop_map(|(mut frame, destination, source, edits, cut)| {
         frame[..6].copy_from_slice(&destination.unwrap_or(GATEWAY_MAC));
         frame[6..12].copy_from_slice(&source.unwrap_or(POD_MAC));
-        for (at, byte) in edits {
-            let at = at.index(frame.len());
-            frame[at] = byte;
-        }
-        if let Some(cut) = cut {
-            frame.truncate(cut.index(frame.len()));
-        }
-        lengthen(&mut frame);
+        damage(&mut frame, edits, cut);
         frame
     })
 }
 
+/// Changes some bytes of a frame and cuts off its end, as far as the kernel still tries a program on it.
+pub(crate) fn damage(frame: &mut Vec<u8>, edits: Vec<(Index, u8)>, cut: Option<Index>) {
+    for (at, byte) in edits {
+        let at = at.index(frame.len());
+        frame[at] = byte;
+    }
+    if let Some(cut) = cut {
+        frame.truncate(cut.index(frame.len()));
+    }
+    lengthen(frame);
+}
+
 /// The kernel tries no program on less than an Ethernet header, a byte, and the IP header that it announces.
-pub(crate) fn lengthen(frame: &mut Vec<u8>) {
+fn lengthen(frame: &mut Vec<u8>) {
     frame.resize(frame.len().max(ETHERNET + 1), 0);
     let least = match frame[12..ETHERNET] {
         [0x08, 0x00] => ETHERNET + 20,

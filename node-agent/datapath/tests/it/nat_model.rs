@@ -18,7 +18,7 @@ use proptest::{
 
 use crate::{
     bench::{Bench, EGRESS, HOST, ICMP, ICMPV6, Outcome, SHOT, TCP, UDP, checksum, ethernet},
-    differential::lengthen,
+    differential::damage,
     draw::{draw, runner},
     harness::sandbox,
     netdev::{GRE, NEXT, NODE, OTHER_POD, POD, ROUTER, WEB},
@@ -378,14 +378,7 @@ fn broken_packets_stay_as_they_are_or_are_dropped() {
             let from = (ip([POD, NODE, WEB][from][body.family]), port);
             let (from, to) = ends(&body, from, (ip(ROUTER[body.family]), port));
             let mut frame = body.frame(from, to);
-            for (at, byte) in edits {
-                let at = at.index(frame.len());
-                frame[at] = byte;
-            }
-            if let Some(cut) = cut {
-                frame.truncate(cut.index(frame.len()));
-            }
-            lengthen(&mut frame);
+            damage(&mut frame, edits, cut);
             for (outcome, leaves) in [(bench.node_sends(&frame), true), (bench.node_receives(&frame), false)] {
                 prop_assert_eq!(outcome.frame.len(), frame.len());
                 prop_assert_eq!(&outcome.frame[..14], &frame[..14]);
