@@ -2,9 +2,9 @@
 //! three nodes. What [`crate::model`] says of crashes and lost answers holds here too; how a fence is won is its subject.
 //!
 //! The store is that of custom resources, step by step: a term is put into the fence, then every cell is stamped, unless the
-//! term before noted its end with all its writes answered; a swap looks at the fence first, a new cell is put on the list while the fence holds the term, and the write itself compares
-//! nothing but the cell's version. An agent uses what its CiliumNode lists and confirms; the two are written one after the
-//! other.
+//! term before noted its end with all its writes answered; a swap looks at the fence first, a new cell is put on the list
+//! while the fence holds the term, and the write itself compares nothing but the cell's version. An agent uses what its
+//! CiliumNode lists and confirms; the two are written one after the other.
 
 mod store;
 

@@ -282,8 +282,9 @@ impl Core {
             Op::AddAddress(address) => drop(state.addresses.insert(address.clone())),
             Op::DeleteAddress(address) => drop(state.addresses.remove(address)),
             Op::LoadPrograms { set, rows } => {
-                state.programs.insert(set.hash());
-                state.broken_programs.remove(&set.hash());
+                let hash = set.hash();
+                state.programs.insert(hash);
+                state.broken_programs.remove(&hash);
                 for (map, rows) in rows {
                     state.maps.entry(*map).or_default().extend(rows.iter().map(|(k, v)| (k.clone(), v.clone())));
                 }
