@@ -38,6 +38,7 @@ use crate::{
 };
 
 pub mod kv;
+mod unclaimed;
 
 /// Why a term did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +166,13 @@ pub async fn begin(
     for problem in allocator.problems() {
         warn!(reason = problem.reason(), "{problem}");
     }
-    let adoption = allocator.adopt(&carried);
+    let lost_claims = unclaimed::is_likely(&allocator, &carried);
+    let mut adoption = allocator.adopt(&carried);
+    if lost_claims {
+        let by_pods = allocator.adopt(&unclaimed::carried(ports, views, &allocator).await?);
+        adoption.lost.extend(by_pods.lost);
+        adoption.kept.extend(by_pods.kept);
+    }
     info!(nodes = carried.len(), kept = adoption.kept.len(), lost = adoption.lost.len(), "took over what nodes carry");
     flush(ports, &mut allocator, begun).await?;
     // What a term that begins slowly waited for.

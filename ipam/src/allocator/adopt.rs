@@ -1,11 +1,11 @@
 //! Taking over the blocks that nodes carry already.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     cell::{Block, BlockState},
     names::{NodeName, NodeUid},
-    prefix::PodCidr,
+    prefix::{Family, PodCidr},
 };
 
 use super::{
@@ -81,6 +81,17 @@ impl Allocator {
             self.queue(Purpose::Grant, node, edits);
         }
         adoption
+    }
+
+    /// The block around an address that lies in no claim: of the mask in force, or as much of it as overlaps none. `None`
+    /// outside every pool CIDR, and where a claim or an unusable cell has the address.
+    #[must_use]
+    pub fn unclaimed(&self, address: IpAddr) -> Option<PodCidr> {
+        let family = Family::of(address);
+        let pool = self.config.family(family)?;
+        let is_inside = pool.cidrs().iter().any(|cidr| cidr.contains_address(address));
+        let mut around = (pool.mask()..=family.bits()).map(|len| PodCidr::containing(address, len));
+        around.find(|block| is_inside && self.space.obstacle(*block).is_none())
     }
 
     /// Takes over one block that a node asks for later in the term, for example because it was written into its

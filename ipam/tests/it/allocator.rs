@@ -226,6 +226,20 @@ fn adoption_keeps_claims_and_prefers_live_endpoints() {
 }
 
 #[test]
+fn an_address_that_nobody_claims_has_a_block_to_itself() {
+    let mut rig = Rig::new(ipv4(&["10.0.0.0/16"], 26));
+    rig.serve("a");
+    rig.next_term(ipv4(&["10.0.0.0/16"], 24));
+    let unclaimed = |address: &str| rig.allocator.unclaimed(address.parse().unwrap()).map(|block| block.to_string());
+    assert_eq!(unclaimed("10.0.1.7").unwrap(), "10.0.1.0/24");
+    assert_eq!(unclaimed("10.0.0.63"), None, "it is in 10.0.0.0/26, which is a's");
+    assert_eq!(unclaimed("10.0.0.64").unwrap(), "10.0.0.64/26");
+    assert_eq!(unclaimed("10.0.0.130").unwrap(), "10.0.0.128/25");
+    assert_eq!(unclaimed("10.1.0.1"), None, "no pool CIDR");
+    assert_eq!(unclaimed("fd00::1"), None, "no pool of that family");
+}
+
+#[test]
 fn what_a_node_asks_for_is_refused_with_the_reason() {
     let mut rig = Rig::new(ipv4(&["10.0.0.0/16", "10.2.0.0/24"], 24));
     rig.serve("a");

@@ -63,7 +63,7 @@ impl InUse {
         for (object, why) in unreadable.await? {
             let (key, uid) = (object.key(), object.uid().to_owned());
             let pod = objects.get(resources::POD, &key).await?;
-            let node = pod.and_then(|pod| node_of(&object, &pod));
+            let node = pod.and_then(|pod| node_of(owning_pod(&object), &pod));
             found.unreadable.push(UnreadableEndpoint { key, uid, why, node });
         }
         Ok(found)
@@ -95,15 +95,15 @@ pub(crate) fn owning_pod(endpoint: &Object) -> Option<&str> {
     owner?["uid"].as_str()
 }
 
-/// The node of the pod of an endpoint's name; `None` when that is another pod than its own.
-fn node_of(endpoint: &Object, pod: &Object) -> Option<NodeName> {
-    let own = owning_pod(endpoint).is_none_or(|uid| uid == pod.uid());
+/// The node of the pod of an endpoint's name; `None` when that is another pod than the one that owns the endpoint.
+pub(crate) fn node_of(owner: Option<&str>, pod: &Object) -> Option<NodeName> {
+    let own = owner.is_none_or(|uid| uid == pod.uid());
     let node = pod.0.pointer("/spec/nodeName").and_then(Value::as_str).filter(|_| own)?;
     NodeName::new(node).ok()
 }
 
 /// The addresses that can be read, and what is wrong with the first one that cannot.
-fn addresses(object: &Object) -> (Vec<IpAddr>, Option<String>) {
+pub(crate) fn addresses(object: &Object) -> (Vec<IpAddr>, Option<String>) {
     let endpoint = match object.parse::<CiliumEndpoint>() {
         Ok(endpoint) => endpoint,
         Err(error) => return (Vec::new(), Some(error.to_string())),
@@ -144,11 +144,11 @@ mod tests {
     fn the_node_is_that_of_the_pod_that_owns_it() {
         let pod = Object(json!({ "metadata": { "name": "e", "uid": "u1" }, "spec": { "nodeName": "n1" } }));
         let mut endpoint = endpoint(json!([]));
-        assert_eq!(node_of(&endpoint, &pod), NodeName::new("n1").ok());
+        assert_eq!(node_of(owning_pod(&endpoint), &pod), NodeName::new("n1").ok());
         for (uid, node) in [("u1", NodeName::new("n1").ok()), ("u2", None)] {
             let owner = json!([{ "apiVersion": "v1", "kind": "Pod", "name": "e", "uid": uid }]);
             endpoint.0["metadata"]["ownerReferences"] = owner;
-            assert_eq!(node_of(&endpoint, &pod), node);
+            assert_eq!(node_of(owning_pod(&endpoint), &pod), node);
         }
     }
 

@@ -38,7 +38,7 @@ const DRAWN_FOR_EACH: u64 = 9;
 /// that waited for a block at rest was told the seconds that were left, over and over; one that left before a late cache had
 /// it kept its blocks until the next full pass; and where the laboratory itself judged too early, or took what was put back,
 /// or was on its way meanwhile, for what had left.
-const FOUND: [&str; 23] = [
+const FOUND: [&str; 24] = [
     r#"{"seed":1,"store":"custom-resources","leaders":"one","families":"both","steps":[{"join":2},{"leave":2},{"join":3}],"faults":{"1":{"fail-over":3}}}"#,
     r#"{"seed":1,"store":"etcd","leaders":"one","families":"both","steps":[{"join":2},{"join":1},{"leave":2}],"faults":{"44":"overtake"}}"#,
     r#"{"seed":21,"store":"etcd","leaders":"one","families":"one","steps":[{"join":2},{"leave":2},{"kill":"b"}],"faults":{"215":{"rewind":2}}}"#,
@@ -62,6 +62,7 @@ const FOUND: [&str; 23] = [
     r#"{"seed":1456,"store":"etcd","leaders":"two","families":"one","steps":[{"join":1},{"leave":1}],"faults":{"2":{"stall":"60s"}}}"#,
     r#"{"seed":1494,"store":"etcd","leaders":"one","families":"one","steps":[{"join":1},{"save":1},{"leave":1},{"join":3},{"kill":"b"},{"put-back":1},{"kill":"a"}],"faults":{"663":{"lose-lease":"8s"}}}"#,
     r#"{"seed":1741,"store":"etcd","leaders":"two","families":"one","steps":[{"join":1},{"edit":[1,"garbage"]},{"wait":"3s"},{"join":2},{"forget":1},{"start-pod":1}],"faults":{"21":{"fail-over":3},"153":{"rewind":10}}}"#,
+    r#"{"seed":2476,"store":"etcd","leaders":"two","families":"both","steps":[{"join":1},{"start-pod":1},{"edit":[1,"free"]},{"join":2},{"leave":2}],"faults":{"131":{"rewind":10}}}"#,
 ];
 
 const OPERATORS: Operators = Operators { prepare, start, cluster: "default", quarantine: QUARANTINE, node_gc: NODE_GC };
