@@ -1,4 +1,4 @@
-//! Connections and translations, as lines.
+//! Connections, translations, and what goes past the stack, as lines.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 
 use basal_maps::{
     conntrack::{CtEntry, FLAG_RX_CLOSING, FLAG_SEEN_NON_SYN, FLAG_TX_CLOSING},
-    flow::{DIR_IN, DIR_OUT, DIR_RELATED, DIR_SERVICE, End, Tuple, TupleV4, TupleV6},
+    flow::{DIR_IN, DIR_OUT, DIR_RELATED, DIR_SERVICE, DirectConnection, End, Tuple, TupleV4, TupleV6},
     nat::{NatEntry, NatEntryV4, NatEntryV6},
     protocol, spec,
 };
@@ -17,6 +17,11 @@ use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::pinned;
+
+/// Why there may be no maps of masquerading.
+const MASQUERADES: &str = "nothing follows flows unless enable-bpf-masquerade is \"true\"";
+/// Why there may be no maps of direct routing.
+const GOES_DIRECT: &str = "nothing goes past the stack unless enable-host-legacy-routing is \"false\"";
 
 /// Whom a flow connects.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -129,11 +134,11 @@ impl fmt::Display for Connection {
 pub(super) fn connections(maps: &Path) -> anyhow::Result<Vec<Connection>> {
     let mut found = Vec::new();
     for map in [&spec::CT4_TCP, &spec::CT4_ANY] {
-        let rows = pinned::flows::<TupleV4, CtEntry, 14, 56>(maps, map)?;
+        let rows = pinned::flows::<TupleV4, CtEntry, 14, 56>(maps, map, MASQUERADES)?;
         found.extend(rows.iter().map(|(key, entry)| Connection::new(key, entry)));
     }
     for map in [&spec::CT6_TCP, &spec::CT6_ANY] {
-        let rows = pinned::flows::<TupleV6, CtEntry, 38, 56>(maps, map)?;
+        let rows = pinned::flows::<TupleV6, CtEntry, 38, 56>(maps, map, MASQUERADES)?;
         found.extend(rows.iter().map(|(key, entry)| Connection::new(key, entry)));
     }
     found.sort();
@@ -168,11 +173,48 @@ impl Translation {
     }
 }
 
+/// A TCP connection that goes past the host stack, as a pod of this node sends it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct Direct {
+    flow: Flow,
+    /// Seconds since it began.
+    age: u64,
+}
+
+impl Direct {
+    fn new(key: &impl Tuple, row: &DirectConnection, now: Duration) -> Self {
+        Self { flow: Flow::new(key), age: now.as_secs().saturating_sub(row.since.into()) }
+    }
+}
+
+impl fmt::Display for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} Created={}sec ago", self.flow, self.age)
+    }
+}
+
+/// All connections that go past the host stack.
+pub(super) fn direct(maps: &Path) -> anyhow::Result<Vec<Direct>> {
+    let now = now()?;
+    let v4 = pinned::flows::<TupleV4, DirectConnection, 14, 4>(maps, &spec::DIRECT4, GOES_DIRECT)?;
+    let v6 = pinned::flows::<TupleV6, DirectConnection, 38, 4>(maps, &spec::DIRECT6, GOES_DIRECT)?;
+    let v4 = v4.iter().map(|(key, row)| Direct::new(key, row, now));
+    let v6 = v6.iter().map(|(key, row)| Direct::new(key, row, now));
+    let mut found: Vec<_> = v4.chain(v6).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The time by the clock that the programs use, which starts with the machine.
+fn now() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
+
 /// All translations.
 pub(super) fn translations(maps: &Path) -> anyhow::Result<Vec<Translation>> {
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-    let v4 = pinned::flows::<TupleV4, NatEntryV4, 14, 40>(maps, &spec::NAT4)?;
-    let v6 = pinned::flows::<TupleV6, NatEntryV6, 38, 56>(maps, &spec::NAT6)?;
+    let now = now()?;
+    let v4 = pinned::flows::<TupleV4, NatEntryV4, 14, 40>(maps, &spec::NAT4, MASQUERADES)?;
+    let v6 = pinned::flows::<TupleV6, NatEntryV6, 38, 56>(maps, &spec::NAT6, MASQUERADES)?;
     let v4 = v4.iter().map(|(key, entry)| Translation::new(key, entry, now));
     let v6 = v6.iter().map(|(key, entry)| Translation::new(key, entry, now));
     let mut found: Vec<_> = v4.chain(v6).collect();
@@ -210,6 +252,13 @@ mod tests {
              LastRxReport=277355 TxFlagsSeen=0x12 LastTxReport=277355 Flags=0x0012 [ TxClosing SeenNonSyn ] RevNAT=0 \
              SourceSecurityID=2 BackendID=0 NatPort=0"
         );
+    }
+
+    #[test]
+    fn what_goes_past_the_stack_says_since_when() {
+        let key = TupleV4::new(end("10.1.1.7:40000"), end("10.1.2.7:80"), 6, DIR_OUT);
+        let direct = Direct::new(&key, &DirectConnection { since: 90 }, Duration::from_millis(100_500));
+        assert_eq!(direct.to_string(), "TCP OUT 10.1.1.7:40000 -> 10.1.2.7:80 Created=10sec ago");
     }
 
     #[test]

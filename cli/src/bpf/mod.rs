@@ -41,6 +41,10 @@ pub(crate) enum Command {
     /// Networks that pods' packets go to as they are (`cilium_ipmasq_v4` and its sibling); with `enable-bpf-masquerade`
     #[command(subcommand)]
     Ipmasq(List),
+    /// TCP connections that go past the host stack (`basal_direct_v4` and its sibling); with
+    /// `enable-host-legacy-routing: false`
+    #[command(subcommand)]
+    Direct(List),
 }
 
 /// What to do with connections.
@@ -115,6 +119,7 @@ pub(crate) fn run(command: &Command, format: Format) -> anyhow::Result<ExitCode>
         }
         Command::Ct(CtCommand::List { which: Which::Global, maps }) => lines(&flows::connections(maps)?, format),
         Command::Nat(List::List { maps }) => lines(&flows::translations(maps)?, format),
+        Command::Direct(List::List { maps }) => lines(&flows::direct(maps)?, format),
         Command::Ipmasq(List::List { maps }) => {
             let networks = pinned::exempt(maps)?;
             if format == Format::Json {

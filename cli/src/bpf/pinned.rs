@@ -68,16 +68,17 @@ fn trie<K: FromBytes, V: FromBytes, const N: usize>(
     .collect()
 }
 
-/// Rows of a map of flows, whose keys and values are these many bytes.
+/// Rows of a map of flows, whose keys and values are these many bytes; `why` there may be none.
 pub(super) fn flows<K: FromBytes, V: FromBytes, const N: usize, const M: usize>(
     folder: &Path,
     spec: &MapSpec,
+    why: &'static str,
 ) -> anyhow::Result<Vec<(K, V)>>
 where
     [u8; N]: Pod,
     [u8; M]: Pod,
 {
-    let map = open(folder, spec).context("nothing follows flows unless enable-bpf-masquerade is \"true\"")?;
+    let map = open(folder, spec).context(why)?;
     let map: HashMap<_, [u8; N], [u8; M]> = map.try_into()?;
     let found = rows(map.iter())?;
     let read =

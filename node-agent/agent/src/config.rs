@@ -117,7 +117,8 @@ pub struct DatapathFlags {
 
     /// Let pod traffic pass the host's network stack
     ///
-    /// `false` takes the direct path for what kube-proxy cannot have translated
+    /// `false` takes the direct path for what kube-proxy cannot have translated: TCP that a pod opens to another pod's
+    /// address, and protocols other than TCP, UDP and SCTP
     #[arg(long, default_value_t = true)]
     pub enable_host_legacy_routing: bool,
 

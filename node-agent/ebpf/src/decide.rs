@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Either both directions of a flow pass connection tracking or none does. Without legacy routing a packet therefore
-//! takes the direct path only when its protocol shows that kube-proxy translates no packet of its flow: anything but
-//! TCP, UDP and SCTP, ICMP errors (which quote translated packets) and fragments.
+//! takes the direct path only when kube-proxy translates no packet of its flow. A TCP connection's first segment shows
+//! that, and what follows is known by it ([`crate::direct`]), ICMP errors about it too. Of other packets the protocol has
+//! to: anything but UDP and SCTP, other ICMP errors (which quote translated packets) and fragments.
 //!
 //! Without a tunnel (native routing) the stack routes what goes to other nodes, and what comes from them reaches
 //! `cil_from_host` unmarked:
@@ -33,7 +34,10 @@ use basal_maps::{
     tunnel::TunnelValue,
 };
 
-use crate::parse::{Ethernet, Packet, Transport, protocol};
+use crate::{
+    direct::{About, Connections, Pod, Tcp},
+    parse::{Ethernet, Packet, Transport, protocol},
+};
 
 /// The maps that decisions read.
 pub trait Tables {
@@ -124,11 +128,12 @@ impl Sender<'_> {
 /// `cil_from_container`: a packet that a pod sent, seen on the host side of its device pair.
 #[inline(always)]
 pub fn from_container<'a>(
-    tables: &'a impl Tables,
+    tables: &'a (impl Tables + Connections),
     config: &Config,
     sender: Sender<'_>,
     packet: &Packet,
     transport: Transport,
+    about: &About,
 ) -> Verdict<'a> {
     let identity = match sender.endpoint(tables, packet.source, packet.family) {
         Ok(endpoint) => endpoint.sec_id,
@@ -146,26 +151,65 @@ pub fn from_container<'a>(
     if packet.protocol == protocol::UDP && !packet.later_fragment && to_tunnel_port {
         return Verdict::Drop(Reason::ENCAPSULATION_PROHIBITED);
     }
-    if !may_go_direct(config, packet, transport) {
+    let family = packet.family;
+    let (goes_direct, length) = match about {
+        About::Own(tcp) => (tcp.opens || tables.is_direct(&tcp.flow, Pod::Sends, family), tcp.length),
+        About::Quoted(flow) => (tables.is_direct(flow, Pod::Receives, family), packet.length),
+        About::Nothing => (cannot_be_translated(packet, transport), packet.length),
+    };
+    if !goes_direct || !may_go_direct(config, packet) {
         return Verdict::Stack { identity };
     }
-    match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
+    match tables.endpoint(&EndpointKey::new(packet.destination, family)) {
         Some(endpoint) if endpoint.is_host() => Verdict::Stack { identity },
-        Some(endpoint) => Verdict::Deliver { endpoint, identity, direct: true },
-        None => match place(tables, packet) {
+        Some(endpoint) if both_know(tables, about, family) => Verdict::Deliver { endpoint, identity, direct: true },
+        Some(_) => Verdict::Stack { identity },
+        None => match place(tables, packet.destination, family) {
             // The stack fragments, or answers that the packet is too big.
-            Place::Node(to) if packet.length <= config.route_mtu => Verdict::Encapsulate { to, identity },
+            Place::Node(to) if length <= config.route_mtu && knows(tables, about, family) => {
+                Verdict::Encapsulate { to, identity }
+            }
             Place::NoEndpoint => Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT),
             Place::Node(_) | Place::Elsewhere => Verdict::Stack { identity },
         },
     }
 }
 
+/// Notes the connection that a pod's packet opens to another node, if it opens one; false when that cannot be noted.
+#[inline(always)]
+fn knows(tables: &impl Connections, about: &About, family: u8) -> bool {
+    match about {
+        About::Own(Tcp { flow, opens: true, .. }) => tables.go_direct(flow, Pod::Sends, family),
+        _ => true,
+    }
+}
+
+/// The same on one node, where each end is one of a pod.
+#[inline(always)]
+fn both_know(tables: &impl Connections, about: &About, family: u8) -> bool {
+    match about {
+        About::Own(Tcp { flow, opens: true, .. }) => {
+            tables.go_direct(flow, Pod::Sends, family) && tables.go_direct(flow, Pod::Receives, family)
+        }
+        _ => true,
+    }
+}
+
 /// `cil_from_host`: a packet that the stack sends to `cilium_host`, its own or one that it forwards.
 #[inline(always)]
-pub fn from_host<'a>(tables: &'a impl Tables, config: &Config, skb_mark: u32, packet: &Packet) -> Verdict<'a> {
+pub fn from_host<'a>(
+    tables: &'a (impl Tables + Connections),
+    config: &Config,
+    skb_mark: u32,
+    packet: &Packet,
+    about: &About,
+) -> Verdict<'a> {
     if packet.stays_on_link() {
         return Verdict::Ignore;
+    }
+    if let About::Own(Tcp { flow, opens: true, .. }) = about {
+        tables.go_by_stack(flow, Pod::Sends, packet.family);
+        tables.go_by_stack(flow, Pod::Receives, packet.family);
     }
     let identity = match mark::magic(skb_mark) {
         mark::MAGIC_IDENTITY => mark::identity(skb_mark),
@@ -175,7 +219,7 @@ pub fn from_host<'a>(tables: &'a impl Tables, config: &Config, skb_mark: u32, pa
     match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
         Some(endpoint) if endpoint.is_host() => Verdict::Stack { identity },
         Some(endpoint) => Verdict::Deliver { endpoint, identity, direct: false },
-        None => match place(tables, packet) {
+        None => match place(tables, packet.destination, packet.family) {
             Place::Node(to) => Verdict::Encapsulate { to, identity },
             Place::NoEndpoint => Verdict::Drop(Reason::NO_TUNNEL_ENDPOINT),
             // One that the stack was to answer and sent here again must not go round.
@@ -188,11 +232,12 @@ pub fn from_host<'a>(tables: &'a impl Tables, config: &Config, skb_mark: u32, pa
 /// `cil_from_overlay`: a packet out of the tunnel.
 #[inline(always)]
 pub fn from_overlay<'a>(
-    tables: &'a impl Tables,
+    tables: &'a (impl Tables + Connections),
     config: &Config,
     vni: u32,
     packet: &Packet,
     transport: Transport,
+    about: &About,
 ) -> Verdict<'a> {
     let Some(mut identity) = identity::from_vni(vni, packet.family, config.split_world()) else {
         return Verdict::Drop(Reason::INVALID_IDENTITY);
@@ -206,11 +251,29 @@ pub fn from_overlay<'a>(
     }
     match tables.endpoint(&EndpointKey::new(packet.destination, packet.family)) {
         None => Verdict::Unreachable,
-        Some(endpoint) if !endpoint.is_host() && may_go_direct(config, packet, transport) => {
-            Verdict::Deliver { endpoint, identity, direct: true }
+        Some(endpoint) if endpoint.is_host() || !may_go_direct(config, packet) => Verdict::Stack { identity },
+        Some(endpoint) => {
+            let goes_direct = match about {
+                About::Own(tcp) if tcp.opens => opens_direct(tables, packet, tcp),
+                About::Own(tcp) => tables.is_direct(&tcp.flow, Pod::Receives, packet.family),
+                About::Quoted(flow) => tables.is_direct(flow, Pod::Sends, packet.family),
+                About::Nothing => cannot_be_translated(packet, transport),
+            };
+            if goes_direct {
+                Verdict::Deliver { endpoint, identity, direct: true }
+            } else {
+                Verdict::Stack { identity }
+            }
         }
-        Some(_) => Verdict::Stack { identity },
     }
+}
+
+/// Notes a connection that is opened from another node, if what the pod answers goes back into the tunnel: to a node's
+/// own address it may not, and then the stack must have seen the beginning.
+#[inline(always)]
+fn opens_direct(tables: &(impl Tables + Connections), packet: &Packet, tcp: &Tcp) -> bool {
+    matches!(place(tables, packet.source, packet.family), Place::Node(_))
+        && tables.go_direct(&tcp.flow, Pod::Receives, packet.family)
 }
 
 /// The identity of a source that no program has marked. Only a mark may claim the identity of a pod of this node, and
@@ -232,10 +295,10 @@ fn unmarked_source(tables: &impl Tables, config: &Config, packet: &Packet) -> u3
     }
 }
 
-/// Where the destination is: its ipcache row's tunnel endpoint when that has one, else the tunnel map's longest match.
+/// Where an address is: its ipcache row's tunnel endpoint when that has one, else the tunnel map's longest match.
 #[inline(always)]
-fn place(tables: &impl Tables, packet: &Packet) -> Place {
-    let prefix = IpPrefix::new(packet.destination, packet.family);
+fn place(tables: &impl Tables, ip: NetIp, family: u8) -> Place {
+    let prefix = IpPrefix::new(ip, family);
     if let Some(row) = tables.ipcache(&prefix) {
         if row.flags & FLAG_SKIP_TUNNEL != 0 {
             return Place::Elsewhere;
@@ -255,10 +318,10 @@ fn node(ip: NetIp, ipv6: bool) -> Place {
     if ip.is_unspecified() { Place::NoEndpoint } else { Place::Node(TunnelEndpoint { ip, ipv6 }) }
 }
 
-/// True when the packet need not pass the stack. The stack answers packets whose hop count runs out.
+/// False where every packet passes the stack, and for packets whose hop count runs out, which it answers.
 #[inline(always)]
-fn may_go_direct(config: &Config, packet: &Packet, transport: Transport) -> bool {
-    !config.legacy_routing() && packet.hops > 1 && cannot_be_translated(packet, transport)
+fn may_go_direct(config: &Config, packet: &Packet) -> bool {
+    !config.legacy_routing() && packet.hops > 1
 }
 
 /// True when the packet shows that kube-proxy translates no packet of its flow.

@@ -91,7 +91,9 @@ pub struct Ipv6Header {
 }
 
 /// What decisions need of a packet's IP header.
-#[derive(Clone, Copy, Debug)]
+///
+/// Headers write it where it stays: handed on by value it would lie on the programs' stack several times.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Packet {
     /// [`FAMILY_IPV4`] or [`FAMILY_IPV6`].
     pub family: u8,
@@ -114,19 +116,19 @@ pub struct Packet {
 }
 
 impl Ipv4Header {
-    /// The packet, or why its header is invalid.
+    /// Tells of the packet, or why its header is invalid.
     ///
     /// # Errors
     /// [`Reason::INVALID_PACKET`] for another version or a header length below the minimum.
     #[inline(always)]
-    pub fn packet(&self) -> Result<Packet, Reason> {
+    pub fn tell(&self, packet: &mut Packet) -> Result<(), Reason> {
         let words = u32::from(self.version_ihl & 0xf);
         if self.version_ihl >> 4 != 4 || words < 5 {
             return Err(Reason::INVALID_PACKET);
         }
         // Bit 13 is "more fragments", the 13 bits below it the offset.
         let fragment = self.fragment.get();
-        Ok(Packet {
+        *packet = Packet {
             family: FAMILY_IPV4,
             source: NetIp::v4(self.source),
             destination: NetIp::v4(self.destination),
@@ -136,22 +138,23 @@ impl Ipv4Header {
             header: words * 4,
             fragment: fragment & 0x3fff != 0,
             later_fragment: fragment & 0x1fff != 0,
-        })
+        };
+        Ok(())
     }
 }
 
 impl Ipv6Header {
-    /// The packet, or why its header is invalid.
+    /// Tells of the packet, or why its header is invalid.
     ///
     /// # Errors
     /// [`Reason::INVALID_PACKET`] for another version.
     #[inline(always)]
-    pub fn packet(&self) -> Result<Packet, Reason> {
+    pub fn tell(&self, packet: &mut Packet) -> Result<(), Reason> {
         if self.version_class_flow[0] >> 4 != 6 {
             return Err(Reason::INVALID_PACKET);
         }
         let fragment = self.next_header == protocol::FRAGMENT;
-        Ok(Packet {
+        *packet = Packet {
             family: FAMILY_IPV6,
             source: NetIp::v6(self.source),
             destination: NetIp::v6(self.destination),
@@ -161,7 +164,8 @@ impl Ipv6Header {
             header: IPV6 as u32,
             fragment,
             later_fragment: fragment,
-        })
+        };
+        Ok(())
     }
 }
 
@@ -219,9 +223,14 @@ mod tests {
     const V4: [u8; IPV4] = [0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 1, 7, 10, 0, 2, 9];
 
     fn v4(change: impl FnOnce(&mut [u8; IPV4])) -> Result<Packet, Reason> {
-        let mut bytes = V4;
+        let (mut bytes, mut packet) = (V4, Packet::default());
         change(&mut bytes);
-        Ipv4Header::read_from_bytes(&bytes).unwrap().packet()
+        Ipv4Header::read_from_bytes(&bytes).unwrap().tell(&mut packet).map(|()| packet)
+    }
+
+    fn v6(bytes: &[u8; IPV6]) -> Result<Packet, Reason> {
+        let mut packet = Packet::default();
+        Ipv6Header::read_from_bytes(bytes).unwrap().tell(&mut packet).map(|()| packet)
     }
 
     #[test]
@@ -246,8 +255,7 @@ mod tests {
     fn invalid_headers_are_named() {
         assert_eq!(v4(|b| b[0] = 0x65).unwrap_err(), Reason::INVALID_PACKET);
         assert_eq!(v4(|b| b[0] = 0x44).unwrap_err(), Reason::INVALID_PACKET);
-        let v6 = Ipv6Header::read_from_bytes(&[0x40; IPV6]).unwrap();
-        assert_eq!(v6.packet().unwrap_err(), Reason::INVALID_PACKET);
+        assert_eq!(v6(&[0x40; IPV6]).unwrap_err(), Reason::INVALID_PACKET);
     }
 
     #[test]
@@ -262,7 +270,7 @@ mod tests {
         for (first, second, stays) in [(0xff, 2, true), (0xfe, 0x80, true), (0xfe, 0xc0, false), (0xfd, 0, false)] {
             let mut bytes = [0; IPV6];
             (bytes[0], bytes[24], bytes[25]) = (0x60, first, second);
-            assert_eq!(Ipv6Header::read_from_bytes(&bytes).unwrap().packet().unwrap().stays_on_link(), stays);
+            assert_eq!(v6(&bytes).unwrap().stays_on_link(), stays);
         }
     }
 }

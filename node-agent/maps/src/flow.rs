@@ -58,6 +58,15 @@ pub struct TupleV6 {
     pub flags: u8,
 }
 
+/// Value of the maps of connections that go past the host stack. Their key is [`TupleV4`] or [`TupleV6`] with the addresses
+/// of what a pod of this node sends, as in the maps of NAT, and [`DIR_OUT`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DirectConnection {
+    /// When its first segment came by, in seconds since the machine started.
+    pub since: u32,
+}
+
 /// One end of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct End {
@@ -152,6 +161,7 @@ mod tests {
     fn layouts_are_cilium_1_20() {
         assert_layout!(TupleV4, size 14, { daddr @ 0, saddr @ 4, dport @ 8, sport @ 10, nexthdr @ 12, flags @ 13 });
         assert_layout!(TupleV6, size 38, { daddr @ 0, saddr @ 16, dport @ 32, sport @ 34, nexthdr @ 36, flags @ 37 });
+        assert_layout!(DirectConnection, size 4, { since @ 0 });
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     conntrack::CtEntry,
     endpoint::{EndpointInfo, EndpointKey},
-    flow::{TupleV4, TupleV6},
+    flow::{DirectConnection, TupleV4, TupleV6},
     ipcache::{IpcacheKey, RemoteEndpointInfo},
     metrics::{MetricsKey, MetricsValue},
     nat::{
@@ -83,6 +83,14 @@ pub const METRICS: MapSpec =
 /// Policy program of each endpoint, by endpoint id.
 pub const CALL_POLICY: MapSpec = MapSpec::new::<u32, u32>("cilium_call_policy", MapKind::ProgArray, 65536, 0);
 
+/// TCP connections over IPv4 that go past the host stack, as pods of this node send their segments; our own.
+pub const DIRECT4: MapSpec = MapSpec::new::<TupleV4, DirectConnection>("basal_direct_v4", MapKind::LruHash, 65536, 0);
+/// The same over IPv6.
+pub const DIRECT6: MapSpec = MapSpec::new::<TupleV6, DirectConnection>("basal_direct_v6", MapKind::LruHash, 65536, 0);
+
+/// Every map that is there without legacy host routing, too.
+pub const OF_DIRECT_ROUTING: [MapSpec; 2] = [DIRECT4, DIRECT6];
+
 /// Every map that is always there.
 pub const BASE: [MapSpec; 6] = [ENDPOINTS, IPCACHE, TUNNEL, NODES, METRICS, CALL_POLICY];
 
@@ -132,6 +140,7 @@ impl MapSpec {
             name if name == CT4_TCP.name || name == CT6_TCP.name => config.ct_tcp_max,
             name if name == CT4_ANY.name || name == CT6_ANY.name => config.ct_any_max,
             name if name == NAT4.name || name == NAT6.name => config.nat_max,
+            name if name == DIRECT4.name || name == DIRECT6.name => self.max_entries,
             _ => return self,
         };
         let router =
@@ -140,10 +149,19 @@ impl MapSpec {
     }
 }
 
+/// The maps that are not always there, by what they are for.
+pub const OPTIONAL: [&[MapSpec]; 2] = [&OF_MASQUERADING, &OF_DIRECT_ROUTING];
+
 /// The pinned maps of a configuration, as they are made.
 pub fn of(config: &Config) -> impl Iterator<Item = MapSpec> {
     let masquerading = OF_MASQUERADING.into_iter().filter(|_| config.bpf_masquerade());
-    BASE.into_iter().chain(masquerading).map(|spec| spec.by(config))
+    let direct = OF_DIRECT_ROUTING.into_iter().filter(|_| !config.legacy_routing());
+    BASE.into_iter().chain(masquerading).chain(direct).map(|spec| spec.by(config))
+}
+
+/// Maps of the object that a configuration has no use for.
+pub fn not_of(config: &Config) -> impl Iterator<Item = MapSpec> {
+    OPTIONAL.into_iter().flatten().copied().filter(|map| of(config).all(|used| used.name != map.name))
 }
 
 #[cfg(test)]
@@ -153,7 +171,10 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
-    use crate::{addr::NetIp, config::FLAG_BPF_MASQUERADE};
+    use crate::{
+        addr::NetIp,
+        config::{FLAG_BPF_MASQUERADE, FLAG_LEGACY_ROUTING},
+    };
 
     #[test]
     fn specs_are_cilium_1_20() {
@@ -187,8 +208,14 @@ mod tests {
                 ("cilium_ipmasq_v4", 11, 8, 1, 16384, 129),
                 ("cilium_ipmasq_v6", 11, 20, 1, 16384, 129),
                 ("basal_masquerade", 1, 8, 16, 1024, 129),
+                ("basal_direct_v4", 9, 14, 4, 65536, 0),
+                ("basal_direct_v6", 9, 38, 4, 1, 0),
             ]
         );
         assert_eq!(of(&Config::UNSET).count(), BASE.len());
+        let names = |maps: &mut dyn Iterator<Item = MapSpec>| maps.map(|map| map.name).collect::<Vec<_>>();
+        let masquerades = Config { flags: FLAG_BPF_MASQUERADE | FLAG_LEGACY_ROUTING, ..config };
+        assert_eq!(names(&mut not_of(&masquerades)), ["basal_direct_v4", "basal_direct_v6"]);
+        assert_eq!(not_of(&Config { flags: 0, ..config }).count(), OF_MASQUERADING.len());
     }
 }

@@ -100,12 +100,21 @@ fn others() -> Vec<Packet> {
     ]
 }
 
-/// What a pod sends without legacy host routing: only what kube-proxy never translates goes past the stack.
+/// What a pod sends without legacy host routing: only what kube-proxy never translates goes past the stack. The packets that
+/// open connections come before those that are of them.
 fn direct() -> Vec<Packet> {
     let program = Of { symbol: Symbol::FromContainer, mark: 0 };
     let echo = |destination| ipv4(POD, destination, ICMP, &ECHO);
+    let mut open = [0; 20];
+    open[13] = 2;
     vec![
         program.packet("TCP to the stack", tcp(POD, REMOTE), forwarded(OK), Again::Same),
+        program.packet("TCP opened into the tunnel", ipv4(POD, REMOTE, TCP, &open), forwarded(REDIRECT), Again::Same),
+        program.packet("TCP into the tunnel", tcp(POD, REMOTE), forwarded(REDIRECT), Again::Same),
+        program.packet("TCP opened, IPv6", ipv6(POD_V6, REMOTE_V6, TCP, 64, &open), forwarded(REDIRECT), Again::Same),
+        program.packet("TCP into the tunnel, IPv6", tcp_v6(), forwarded(REDIRECT), Again::Same),
+        program.packet("TCP opened on one node", ipv4(POD, BESIDE, TCP, &open), forwarded(REDIRECT), Again::Changed),
+        program.packet("TCP to a pod of this node", tcp(POD, BESIDE), forwarded(REDIRECT), Again::Changed),
         program.packet("echo to a pod of this node", echo(BESIDE), forwarded(REDIRECT), Again::Changed),
         program.packet("echo into the tunnel", echo(REMOTE), forwarded(REDIRECT), Again::Same),
     ]

@@ -23,7 +23,7 @@ use aya::{
 };
 use basal_maps::{
     config::{self, Config},
-    spec::{self, MapKind},
+    spec::{self, MapKind, MapSpec},
 };
 
 use super::{Paths, fault::Fault, maps, remove_pin, remove_pins};
@@ -84,8 +84,8 @@ fn stage(paths: &Paths, staging: &Path, set: &ProgramSet, rows: &Rows) -> Result
     let mut loader = EbpfLoader::new();
     let constants: [u8; size_of::<Config>()] = zerocopy::transmute!(*config);
     loader.override_global(config::SYMBOL, &constants, true);
-    for map in spec::OF_MASQUERADING.iter().filter(|_| !config.bpf_masquerade()) {
-        // Nothing runs that refers to it, yet the loader makes every map of the object, with all of its rows.
+    for map in spec::not_of(config) {
+        // Nothing runs that looks into it, yet the loader makes every map of the object, with all of its rows.
         loader.map_max_entries(map.name, 1);
     }
     for map in spec::of(config) {
@@ -159,15 +159,15 @@ fn publish(paths: &Paths, staging: &Path, hash: ProgramHash, fresh: &BTreeSet<&s
     Ok(())
 }
 
-/// Removes all that there is of a set, and before it the maps of masquerading when no other set masquerades: they are
-/// large.
+/// Removes all that there is of a set, and before it the maps that are not always there and that no other set has: they
+/// are large.
 pub(super) fn unload(paths: &Paths, hash: ProgramHash) -> Result<(), Fault> {
     let (dir, staging) = (paths.programs(), paths.staging());
     let name = hash.to_string();
     let own = dir.join(&name);
     let mut others = sets(&dir).map_err(|error| Fault::path(&dir, error))?;
     others.retain(|(other, _)| *other != hash);
-    for map in &spec::OF_MASQUERADING {
+    for map in spec::OPTIONAL.into_iter().flatten() {
         let has = |set: &Path| set.join(map.name).try_exists();
         let last = || -> io::Result<bool> { Ok(has(&own)? && !any(&others, |(_, set)| has(set))?) };
         let public = paths.maps().join(map.name);
@@ -218,8 +218,8 @@ fn sets(dir: &Path) -> io::Result<Vec<(ProgramHash, PathBuf)>> {
     Ok(sets)
 }
 
-/// The ids of a set's programs; `None` when the set is not usable. One that has anything of masquerading has to have
-/// everything.
+/// The ids of a set's programs; `None` when the set is not usable. One that has anything of masquerading, or of direct
+/// routing, has to have everything.
 fn usable(paths: &Paths, set: &Path) -> io::Result<Option<BTreeMap<Symbol, u32>>> {
     let same = |own: &Path, public: &Path| -> io::Result<bool> {
         Ok(own.try_exists()? && public.try_exists()? && map_id(own)? == map_id(public)?)
@@ -232,9 +232,11 @@ fn usable(paths: &Paths, set: &Path) -> io::Result<Option<BTreeMap<Symbol, u32>>
     }
     let has = |name: &&str| set.join(name).try_exists();
     let symbols = Symbol::ALL.into_iter().filter(|symbol| symbol.is_for_masquerading()).map(Symbol::as_str);
-    let names: Vec<&str> = spec::OF_MASQUERADING.iter().map(|map| map.name).chain(symbols).collect();
-    let masquerades = any(&names, has)?;
-    for map in spec::OF_MASQUERADING.iter().filter(|_| masquerades) {
+    let names_of = |maps: &[MapSpec]| maps.iter().map(|map| map.name).collect::<Vec<_>>();
+    let masquerades = any(&names_of(&spec::OF_MASQUERADING).into_iter().chain(symbols).collect::<Vec<_>>(), has)?;
+    let is_direct = any(&names_of(&spec::OF_DIRECT_ROUTING), has)?;
+    let masquerading = spec::OF_MASQUERADING.iter().filter(|_| masquerades);
+    for map in masquerading.chain(spec::OF_DIRECT_ROUTING.iter().filter(|_| is_direct)) {
         // How large it is made is part of the set's hash.
         if !same(&set.join(map.name), &paths.maps().join(map.name))? {
             return Ok(None);

@@ -27,6 +27,8 @@ pub(crate) const OVERLAY: u8 = 3;
 const CONTEXT: usize = 192;
 const MARK: usize = 8;
 const IFINDEX: usize = 40;
+const GSO_SEGS: usize = 164;
+const GSO_SIZE: usize = 176;
 
 /// The first pod and its side of the host.
 pub(crate) const POD_MAC: [u8; 6] = [2, 1, 1, 0, 0, 7];
@@ -110,9 +112,13 @@ impl Bench {
     }
 
     pub(crate) fn run(&self, symbol: Symbol, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Outcome {
+        self.run_in(symbol, &context(ifindex, skb_mark), frame)
+    }
+
+    fn run_in(&self, symbol: Symbol, context: &[u8; CONTEXT], frame: &[u8]) -> Outcome {
         let pin = self.pin(symbol);
         let before = counters(&self.maps);
-        let mut run = self.node.netns.enter(|| test_run(&pin, ifindex, skb_mark, frame));
+        let mut run = self.node.netns.enter(|| test_run(&pin, context, frame));
         for (key, count) in counters(&self.maps) {
             let moved = count - before.get(&key).copied().unwrap_or_default();
             if moved > 0 {
@@ -125,6 +131,14 @@ impl Bench {
     /// What the first pod sends.
     pub(crate) fn pod_sends(&self, frame: &[u8]) -> Outcome {
         self.run(Symbol::FromContainer, self.ifindex(7), 0, frame)
+    }
+
+    /// What the first pod sends, for the kernel to cut into segments with so many bytes of data.
+    pub(crate) fn pod_sends_segments(&self, frame: &[u8], size: u32) -> Outcome {
+        let mut context = context(self.ifindex(7), 0);
+        context[GSO_SEGS..GSO_SEGS + 4].copy_from_slice(&2_u32.to_ne_bytes());
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
+        self.run_in(Symbol::FromContainer, &context, frame)
     }
 
     /// What the node sends out of the device that masquerades.
@@ -172,14 +186,13 @@ pub(crate) fn context(ifindex: u32, skb_mark: u32) -> [u8; CONTEXT] {
     context
 }
 
-fn test_run(pin: &Path, ifindex: u32, skb_mark: u32, frame: &[u8]) -> Outcome {
+fn test_run(pin: &Path, context: &[u8; CONTEXT], frame: &[u8]) -> Outcome {
     let program = SchedClassifier::from_pin(pin).unwrap();
-    let context = context(ifindex, skb_mark);
     let (mut data_out, mut ctx_out) = (vec![0; frame.len() + 64], [0; CONTEXT]);
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
     options.data_out = Some(&mut data_out);
-    options.ctx_in = Some(&context);
+    options.ctx_in = Some(context);
     options.ctx_out = Some(&mut ctx_out);
     let result = program.test_run(options).unwrap();
     data_out.truncate(result.data_size_out as usize);

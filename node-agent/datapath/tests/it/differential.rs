@@ -1,7 +1,7 @@
 //! Packets of every kind through the programs in the kernel, compared with a model that was written apart from them: action,
 //! every byte that comes out, the mark, and what is counted.
 
-use std::net::IpAddr;
+use std::{cell::RefCell, net::IpAddr};
 
 use basal_datapath::{
     routing::{DirectRoutes, Routing},
@@ -85,13 +85,51 @@ fn transport() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(start, rest)| [start, rest].concat())
 }
 
+/// Few enough that segments are of the same connections.
+fn tcp_ports() -> impl Strategy<Value = Vec<u8>> {
+    let port = || select(&[80_u16, 40000][..]).prop_map(u16::to_be_bytes);
+    (port(), port()).prop_map(|ports| [ports.0, ports.1].concat())
+}
+
+/// A segment, many of which open a connection.
+fn tcp() -> impl Strategy<Value = Vec<u8>> {
+    let flags = select(&[0x02_u8, 0x02, 0xc2, 0x12, 0x10, 0x18, 0x11, 0x04, 0x03, 0x00][..]);
+    (tcp_ports(), any::<[u8; 8]>(), flags, 0..20_usize)
+        .prop_map(|(ports, numbers, flags, rest)| [&ports[..], &numbers, &[0x50, flags], &vec![0; 6 + rest]].concat())
+}
+
+/// An ICMP error that quotes a segment, whole enough or not.
+fn error(v6: bool) -> impl Strategy<Value = Vec<u8>> {
+    let (all, types): (&[&str], &[u8]) = if v6 { (&V6, &[1, 2, 3, 4]) } else { (&V4, &[3, 11, 12]) };
+    (select(types), addresses(all), addresses(all), tcp_ports(), 0..8_usize).prop_map(
+        move |(kind, source, destination, ports, rest)| {
+            let head: &[u8] =
+                if v6 { &[0x60, 0, 0, 0, 0, 20, 6, 63] } else { &[0x45, 0, 0, 40, 0, 1, 0, 0, 63, 6, 0, 0] };
+            [&[kind, 0, 0, 0, 0, 0, 0, 0], head, &octets(source), &octets(destination), &ports, &vec![0; rest]].concat()
+        },
+    )
+}
+
+/// What is above IP, as likely as not of the protocol that the header says.
+fn above(v6: bool) -> impl Strategy<Value = (u8, Vec<u8>)> {
+    let icmp = if v6 { 58 } else { 1 };
+    prop_oneof![
+        3 => (select(&PROTOCOLS[..]), transport()),
+        4 => tcp().prop_map(|segment| (6, segment)),
+        1 => error(v6).prop_map(move |error| (icmp, error)),
+    ]
+}
+
+fn hops() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => Just(64_u8), 1 => select(&[0_u8, 1, 2, 255][..])]
+}
+
 fn ipv4() -> impl Strategy<Value = Vec<u8>> {
     let ends = (addresses(&V4), addresses(&V4));
     let sizes = (5..=15_u8, select(&[None, Some(20_u16), Some(1400), Some(1450), Some(1451), Some(65535)][..]));
-    let fields =
-        (select(&[0_u8, 1, 2, 64, 255][..]), select(&PROTOCOLS[..]), select(&[0_u16, 0x4000, 0x2000, 0x2005, 5][..]));
-    (ends, sizes, fields, transport()).prop_map(
-        |((source, destination), (words, length), (ttl, protocol, fragment), body)| {
+    let fields = (hops(), prop_oneof![3 => Just(0x4000_u16), 1 => select(&[0_u16, 0x2000, 0x2005, 5][..])]);
+    (ends, sizes, fields, above(false)).prop_map(
+        |((source, destination), (words, length), (ttl, fragment), (protocol, body))| {
             let header = usize::from(words) * 4;
             let length = length.unwrap_or_else(|| u16::try_from(header + body.len()).unwrap());
             let mut packet = vec![0; header];
@@ -110,9 +148,8 @@ fn ipv4() -> impl Strategy<Value = Vec<u8>> {
 
 fn ipv6() -> impl Strategy<Value = Vec<u8>> {
     let ends = (addresses(&V6), addresses(&V6));
-    let fields =
-        (select(&[0_u8, 1, 2, 64, 255][..]), select(&PROTOCOLS[..]), select(&[None, Some(1410_u16), Some(1411)][..]));
-    (ends, fields, transport()).prop_map(|((source, destination), (hops, protocol, length), body)| {
+    let fields = (hops(), select(&[None, None, Some(1410_u16), Some(1411)][..]));
+    (ends, fields, above(true)).prop_map(|((source, destination), (hops, length), (protocol, body))| {
         let length = length.unwrap_or_else(|| u16::try_from(body.len()).unwrap()).to_be_bytes();
         let head = [0x60, 0, 0, 0, length[0], length[1], protocol, hops];
         ethernet(0x86dd, &[&head[..], &octets(source), &octets(destination), &body].concat())
@@ -197,7 +234,7 @@ fn compare(legacy: bool, routing: Routing) {
             identity: endpoint.identity,
             addresses: endpoint.pod.addresses.iter().map(|address| address.ip).collect(),
         });
-        let model = Model { pods: pods.collect(), plan: bench.node.plan.clone() };
+        let model = Model { pods: pods.collect(), plan: bench.node.plan.clone(), direct: RefCell::default() };
         let mut runner = runner(draw(PACKETS), 0);
         let cases = (frame(), select(&MARKS[..]));
         let result = runner.run(&cases, |(frame, skb_mark)| {

@@ -1,7 +1,11 @@
 //! What becomes of a packet, once more and differently: written from the description of the datapath in docs/concepts.md and
 //! from the RFCs, over bytes, slow and plain. It shares nothing with the programs but the layouts' numbers.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use basal_datapath::plan::NodePlan;
 use basal_maps::{identity, mark, reason::Reason};
@@ -21,6 +25,16 @@ pub(crate) struct Pod {
 pub(crate) struct Model {
     pub(crate) pods: Vec<Pod>,
     pub(crate) plan: NodePlan,
+    /// TCP connections that go past the stack, as the node's pods send them.
+    pub(crate) direct: RefCell<BTreeSet<[SocketAddr; 2]>>,
+}
+
+/// Both ends of a TCP segment, and whether it opens a connection.
+struct Segment {
+    ends: [SocketAddr; 2],
+    opens: bool,
+    /// What an ICMP error quotes goes the other way.
+    quoted: bool,
 }
 
 /// An IP packet in a frame.
@@ -98,6 +112,45 @@ fn ip(frame: &[u8]) -> Result<Ip, Reason> {
     }
 }
 
+/// The TCP segment in a whole packet, or the one that an ICMP error quotes (RFC 792, RFC 4443).
+fn segment(frame: &[u8], ip: &Ip) -> Option<Segment> {
+    let ports = |at: usize| Some([word(frame, at)?, word(frame, at + 2)?]);
+    let ends = |[source, destination]: [IpAddr; 2], [from, to]: [u16; 2]| {
+        [SocketAddr::new(source, from), SocketAddr::new(destination, to)]
+    };
+    let at = ip.payload;
+    if ip.protocol == 6 {
+        // RFC 9293: of FIN, SYN, RST and ACK the first one has only SYN.
+        let flags = frame.get(at + 13)? & 0b1_0111;
+        let ends = ends([ip.source, ip.destination], ports(at)?);
+        return Some(Segment { ends, opens: flags == 0b10, quoted: false });
+    }
+    let v6 = ip.source.is_ipv6();
+    // Without the rest of its first four bytes it is no ICMP message.
+    let [kind, ..] = bytes::<4>(frame, at)?;
+    let is_error = match ip.protocol {
+        1 => !v6 && [3, 11, 12].contains(&kind),
+        58 => v6 && (1..=4).contains(&kind),
+        _ => false,
+    };
+    if !is_error {
+        return None;
+    }
+    let quote = at + 8;
+    let (addresses, protocol, transport) = if v6 {
+        let addresses = [bytes::<16>(frame, quote + 8)?.into(), bytes::<16>(frame, quote + 24)?.into()];
+        (addresses, *frame.get(quote + 6)?, quote + 40)
+    } else {
+        // A later fragment has no ports.
+        if !(0x45..=0x4f).contains(frame.get(quote)?) || word(frame, quote + 6)? & 0x1fff != 0 {
+            return None;
+        }
+        let addresses = [bytes::<4>(frame, quote + 12)?.into(), bytes::<4>(frame, quote + 16)?.into()];
+        (addresses, *frame.get(quote + 9)?, quote + 4 * usize::from(frame.get(quote)? & 15))
+    };
+    (protocol == 6).then_some(Segment { ends: ends(addresses, ports(transport)?), opens: false, quoted: true })
+}
+
 fn is_for_a_group(address: IpAddr) -> bool {
     address.is_multicast() || address == IpAddr::from([255; 4])
 }
@@ -144,8 +197,16 @@ impl Model {
         }
     }
 
-    /// Whether kube-proxy can have nothing to do with a packet, so that it need not pass the stack.
+    /// Whether kube-proxy can have nothing to do with what a pod sends, so that it need not pass the stack.
     fn may_go_direct(&self, frame: &[u8], ip: &Ip) -> bool {
+        if self.plan.legacy_routing || ip.fragment || ip.hops <= 1 {
+            return false;
+        }
+        if let Some(segment) = segment(frame, ip) {
+            let [from, to] = segment.ends;
+            let sent = if segment.quoted { [to, from] } else { [from, to] };
+            return segment.opens || self.direct.borrow().contains(&sent);
+        }
         let icmp_type = frame.get(ip.payload..ip.payload + 4).map_or(0, |start| start[0]);
         let may_be_translated = match ip.protocol {
             // TCP, UDP, SCTP; extension headers, behind which they may be.
@@ -155,7 +216,18 @@ impl Model {
             58 => !(ip.source.is_ipv6() && [128, 129].contains(&icmp_type)),
             _ => false,
         };
-        !self.plan.legacy_routing && !ip.fragment && ip.hops > 1 && !may_be_translated
+        !may_be_translated
+    }
+
+    /// Notes the connection that a segment opens past the stack.
+    fn note(&self, frame: &[u8], ip: &Ip, both: bool) {
+        if let Some(Segment { ends: [from, to], opens: true, .. }) = segment(frame, ip) {
+            let mut direct = self.direct.borrow_mut();
+            direct.insert([from, to]);
+            if both {
+                direct.insert([to, from]);
+            }
+        }
     }
 
     /// `cil_from_container` on the device with an index.
@@ -191,8 +263,12 @@ impl Model {
             return Ok(stack);
         }
         Ok(match self.place(ip.destination) {
-            Place::Pod(pod) => deliver(frame, pod, Some(&ip)),
+            Place::Pod(pod) => {
+                self.note(frame, &ip, true);
+                deliver(frame, pod, Some(&ip))
+            }
             Place::OtherNode if ip.length <= usize::try_from(self.plan.route_mtu()).unwrap() => {
+                self.note(frame, &ip, false);
                 sent(frame, 0, EGRESS, LXC)
             }
             Place::Host | Place::OtherNode | Place::Elsewhere => stack,
@@ -275,6 +351,10 @@ impl Model {
         };
         if link_local || is_for_a_group(ip.destination) {
             return Outcome { action: OK, frame: frame.to_vec(), mark: skb_mark, counted: Vec::new() };
+        }
+        if let Some(Segment { ends: [from, to], opens: true, .. }) = segment(frame, &ip).filter(|_| !ip.fragment) {
+            // kube-proxy may have made it what it is.
+            self.direct.borrow_mut().retain(|ends| *ends != [from, to] && *ends != [to, from]);
         }
         match self.place(ip.destination) {
             Place::Pod(pod) => deliver(frame, pod, None),

@@ -9,6 +9,7 @@ mod check;
 mod complexity;
 mod crashes;
 mod differential;
+mod direct;
 mod draw;
 mod dying;
 mod forward;

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use aya::{
-    Pod,
-    maps::{HashMap, Map, MapData},
-};
+use aya::Pod;
 use basal_datapath::{
     flows::MapUse,
     kernel::Kernel as _,
@@ -24,7 +21,7 @@ use basal_runtime::outcome::Outcome;
 use crate::{
     answers::{datagram_too_big, refusal, told},
     harness::{Netns, Node, masquerading, outside, sandbox},
-    traffic::{PATIENCE, kube_proxy, tcp_source, two_pods},
+    traffic::{PATIENCE, kube_proxy, open, rows_of, tcp_source, two_pods},
 };
 
 /// A node whose programs masquerade, with two pods, and a machine outside: 172.16.0.2 and fd16::2.
@@ -220,7 +217,7 @@ fn what_goes_to_other_nodes_and_their_pods_is_as_before() {
         one.converge();
         assert_eq!(tcp_source(&two.netns, "0.0.0.0:80", &pod_one, "192.168.77.2:80").ip().to_string(), "10.1.1.7");
         // No tunnel packet has a row of its own.
-        let rows = read::<14, 40>(&one, &spec::NAT4);
+        let rows = rows_of::<14, 40>(&one, &spec::NAT4);
         assert!(rows.iter().all(|(key, _)| key[8..10] != 8472_u16.to_be_bytes()), "{rows:?}");
     });
 }
@@ -286,31 +283,13 @@ fn devices_and_addresses_are_followed() {
     });
 }
 
-/// The rows of a map.
-fn read<const K: usize, const V: usize>(node: &Node, spec: &MapSpec) -> Vec<([u8; K], [u8; V])>
-where
-    [u8; K]: Pod,
-    [u8; V]: Pod,
-{
-    open(node, spec).iter().map(Result::unwrap).collect()
-}
-
-fn open<const K: usize, const V: usize>(node: &Node, spec: &MapSpec) -> HashMap<MapData, [u8; K], [u8; V]>
-where
-    [u8; K]: Pod,
-    [u8; V]: Pod,
-{
-    let data = MapData::from_pin(node.paths.maps().join(spec.name)).unwrap();
-    HashMap::try_from(Map::LruHashMap(data)).unwrap()
-}
-
 /// Writes into every row of a map, at an offset.
 fn overwrite<const K: usize, const V: usize>(node: &Node, spec: &MapSpec, offset: usize, bytes: &[u8])
 where
     [u8; K]: Pod,
     [u8; V]: Pod,
 {
-    let rows = read::<K, V>(node, spec);
+    let rows = rows_of::<K, V>(node, spec);
     let mut map = open::<K, V>(node, spec);
     for (key, mut value) in rows {
         value[offset..offset + bytes.len()].copy_from_slice(bytes);

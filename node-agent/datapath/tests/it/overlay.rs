@@ -1,8 +1,8 @@
 //! Two nodes: pods, hosts, services and the outside.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::{TcpStream, UdpSocket},
+    io::{BufRead as _, BufReader, ErrorKind},
+    net::UdpSocket,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -107,7 +107,7 @@ fn the_tunnel_carries_the_source_identity() {
 }
 
 #[test]
-fn the_direct_path_carries_pings_and_leaves_the_rest_to_the_stack() {
+fn the_direct_path_carries_pings_and_leaves_datagrams_to_the_stack() {
     sandbox(|bpffs| {
         let (mut one, _two, pod_one, pod_two) = two_pods(bpffs, false);
         let pod_three = one.add_pod(8, 3333);
@@ -119,15 +119,16 @@ fn the_direct_path_carries_pings_and_leaves_the_rest_to_the_stack() {
             assert!(answer.contains("ttl=63"), "one hop: {answer}");
         }
         pod_three.ping("10.1.1.7").unwrap();
-        let blocked =
-            pod_one.enter(|| TcpStream::connect_timeout(&"10.1.2.7:80".parse().unwrap(), Duration::from_millis(300)));
-        assert_eq!(
-            blocked.unwrap_err().kind(),
-            std::io::ErrorKind::TimedOut,
-            "TCP goes by the stack, which does not forward"
-        );
+        let server = pod_two.enter(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+        let client = pod_one.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        client.send_to(b"question", "10.1.2.7:53").unwrap();
+        let blocked = server.recv(&mut [0; 8]).unwrap_err();
+        assert_eq!(blocked.kind(), ErrorKind::WouldBlock, "UDP goes by the stack, which does not forward");
         one.converge();
-        assert_eq!(tcp_source(&pod_two, "0.0.0.0:80", &pod_one, "10.1.2.7:80").ip().to_string(), "10.1.1.7");
+        client.send_to(b"question", "10.1.2.7:53").unwrap();
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        server.recv(&mut [0; 8]).unwrap();
         pod_one.ping("fd00:1:1::8").unwrap();
         pod_one.ping("fd00:1:2::7").unwrap();
         pod_one.run("ping -n -c 1 -W 5 -s 1472 10.1.2.7").unwrap();

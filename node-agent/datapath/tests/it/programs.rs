@@ -247,6 +247,30 @@ fn the_direct_path_counts_one_hop() {
     });
 }
 
+#[test]
+fn segments_go_direct_when_each_of_them_fits() {
+    sandbox(|bpffs| {
+        let bench = Bench::new(bpffs, false);
+        let ports = [0x9c, 0x40, 0, 80];
+        // A SYN; then more data than fits into the tunnel at once, behind a header with twelve bytes of options.
+        let open = [&ports[..], &[0; 8], &[0x50, 2, 0, 0, 0, 0, 0, 0]].concat();
+        let data = [&ports[..], &[0; 8], &[0x80, 0x10, 0, 0, 0, 0, 0, 0], &[0; 12], &[7; 2796]].concat();
+        for (destination, fits) in [("10.1.2.7", OK), ("10.1.1.8", REDIRECT)] {
+            let frame = ipv4("10.1.1.7", destination, TCP, &data);
+            assert_eq!(bench.pod_sends(&frame).action, OK, "nobody saw it begin");
+            assert_eq!(bench.pod_sends(&ipv4("10.1.1.7", destination, TCP, &open)).action, REDIRECT);
+            assert_eq!(bench.pod_sends(&frame).action, fits, "whole, to {destination}");
+            assert_eq!(bench.pod_sends_segments(&frame, 1398).action, REDIRECT);
+            assert_eq!(bench.pod_sends_segments(&frame, 1399).action, fits, "1451 bytes, to {destination}");
+        }
+        let (from, to) = ("fd00:1:1::7", "fd00:1:2::7");
+        assert_eq!(bench.pod_sends(&ipv6(from, to, TCP, 64, &open)).action, REDIRECT);
+        let frame = ipv6(from, to, TCP, 64, &data);
+        assert_eq!(bench.pod_sends_segments(&frame, 1378).action, REDIRECT);
+        assert_eq!(bench.pod_sends_segments(&frame, 1379).action, OK, "1451 bytes");
+    });
+}
+
 /// Sends an inner packet to a node as its tunnel peer would, under any identifier.
 fn inject(from: &Netns, vni: u32, inner: &[u8]) {
     let [_, a, b, c] = vni.to_be_bytes();

@@ -8,6 +8,12 @@ use std::{
     time::Duration,
 };
 
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+};
+use basal_maps::spec::MapSpec;
+
 use crate::harness::{Netns, Node, pair};
 
 /// Identities of the two pods.
@@ -46,7 +52,8 @@ pub(crate) fn two_pods(bpffs: &Path, legacy: bool) -> (Node, Node, Netns, Netns)
     (one, two, pod_one, pod_two)
 }
 
-/// Services as kube-proxy makes them: translation in the host stack before routing, and of what the host itself sends.
+/// Services as kube-proxy makes them: translation in the host stack before routing, and of what the host itself sends. What
+/// connection tracking cannot make sense of is dropped.
 pub(crate) fn kube_proxy(node: &Node, service: &str, backend: &str) {
     let rules = format!(
         "table ip kube-proxy {{
@@ -57,10 +64,31 @@ pub(crate) fn kube_proxy(node: &Node, service: &str, backend: &str) {
             chain output {{ type nat hook output priority -100;
                 ip daddr {service} tcp dport 80 dnat to {backend}
             }}
+            chain forward {{ type filter hook forward priority filter;
+                ct state invalid drop
+            }}
         }}"
     );
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), rules).unwrap();
     node.netns.run("nft delete table ip kube-proxy").unwrap_or_default();
     node.netns.run(&format!("nft -f {}", file.path().display())).unwrap();
+}
+
+/// The rows of a map.
+pub(crate) fn rows_of<const K: usize, const V: usize>(node: &Node, spec: &MapSpec) -> Vec<([u8; K], [u8; V])>
+where
+    [u8; K]: Pod,
+    [u8; V]: Pod,
+{
+    open(node, spec).iter().map(Result::unwrap).collect()
+}
+
+pub(crate) fn open<const K: usize, const V: usize>(node: &Node, spec: &MapSpec) -> HashMap<MapData, [u8; K], [u8; V]>
+where
+    [u8; K]: Pod,
+    [u8; V]: Pod,
+{
+    let data = MapData::from_pin(node.paths.maps().join(spec.name)).unwrap();
+    HashMap::try_from(Map::LruHashMap(data)).unwrap()
 }

@@ -1,6 +1,6 @@
 extern crate std;
 
-use std::{collections::BTreeMap, vec::Vec};
+use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
 
 use basal_maps::{
     addr::Mac64,
@@ -12,6 +12,9 @@ use basal_maps::{
 use zerocopy::big_endian::U16;
 
 use super::*;
+use crate::nat::Flow;
+
+mod direct;
 
 const ROUTER: [u8; 4] = [10, 0, 1, 1];
 const POD_A: [u8; 4] = [10, 0, 1, 7];
@@ -31,6 +34,9 @@ struct Model {
     endpoints: BTreeMap<EndpointKey, EndpointInfo>,
     ipcache: Vec<(IpcacheKey, RemoteEndpointInfo)>,
     tunnel: Vec<(IpcacheKey, TunnelValue)>,
+    direct: RefCell<Vec<Flow>>,
+    /// The map of connections takes no more.
+    full: bool,
 }
 
 /// The brute-force longest match.
@@ -56,6 +62,42 @@ impl Tables for Model {
     fn tunnel(&self, prefix: &IpPrefix) -> Option<&TunnelValue> {
         longest(&self.tunnel, prefix)
     }
+}
+
+impl Connections for Model {
+    fn is_direct(&self, flow: &Flow, pod: Pod, _: u8) -> bool {
+        self.direct.borrow().contains(&pod.sent(flow))
+    }
+
+    fn go_direct(&self, flow: &Flow, pod: Pod, _: u8) -> bool {
+        if !self.full {
+            self.direct.borrow_mut().push(pod.sent(flow));
+        }
+        !self.full
+    }
+
+    fn go_by_stack(&self, flow: &Flow, pod: Pod, _: u8) {
+        self.direct.borrow_mut().retain(|sent| *sent != pod.sent(flow));
+    }
+}
+
+/// Decisions on packets that are about no TCP connection, or about one that cannot be told.
+fn from_container<'a>(
+    model: &'a Model,
+    config: &Config,
+    sender: Sender<'_>,
+    packet: &Packet,
+    transport: Transport,
+) -> Verdict<'a> {
+    super::from_container(model, config, sender, packet, transport, &About::Nothing)
+}
+
+fn from_host<'a>(model: &'a Model, config: &Config, skb_mark: u32, packet: &Packet) -> Verdict<'a> {
+    super::from_host(model, config, skb_mark, packet, &About::Nothing)
+}
+
+fn from_overlay<'a>(model: &'a Model, config: &Config, vni: u32, packet: &Packet, transport: Transport) -> Verdict<'a> {
+    super::from_overlay(model, config, vni, packet, transport, &About::Nothing)
 }
 
 /// A pod whose MAC address ends in its device's index.

@@ -18,7 +18,7 @@ use basal_ebpf::{
     },
 };
 use basal_maps::{
-    addr::FAMILY_IPV6,
+    addr::{FAMILY_IPV4, FAMILY_IPV6},
     config::Config,
     endpoint::EndpointInfo,
     identity, mark,
@@ -111,19 +111,25 @@ impl Frame {
         unsafe { (*self.ctx.skb.skb).mark }
     }
 
-    /// The IP header of an IPv4 or IPv6 packet.
+    /// Reads the IP header of an IPv4 or IPv6 packet.
     #[inline(always)]
-    pub(super) fn packet(&self) -> Result<Packet, Reason> {
+    pub(super) fn packet(&self, into: &mut Packet) -> Result<(), Reason> {
         match self.ethertype()? {
-            ETHERTYPE_IPV4 => {
-                let mut header = MaybeUninit::<Ipv4Header>::uninit();
-                self.read(ETHERNET, &mut header)?.packet()
-            }
-            ETHERTYPE_IPV6 => {
-                let mut header = MaybeUninit::<Ipv6Header>::uninit();
-                self.read(ETHERNET, &mut header)?.packet()
-            }
+            ETHERTYPE_IPV4 => self.packet_at(ETHERNET, FAMILY_IPV4, into),
+            ETHERTYPE_IPV6 => self.packet_at(ETHERNET, FAMILY_IPV6, into),
             _ => Err(Reason::UNSUPPORTED_L3),
+        }
+    }
+
+    /// Reads the IP header at an offset.
+    #[inline(always)]
+    pub(super) fn packet_at(&self, offset: usize, family: u8, into: &mut Packet) -> Result<(), Reason> {
+        if family == FAMILY_IPV6 {
+            let mut header = MaybeUninit::<Ipv6Header>::uninit();
+            self.read(offset, &mut header)?.tell(into)
+        } else {
+            let mut header = MaybeUninit::<Ipv4Header>::uninit();
+            self.read(offset, &mut header)?.tell(into)
         }
     }
 

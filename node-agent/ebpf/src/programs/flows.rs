@@ -28,6 +28,12 @@ fn nanoseconds() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Seconds since the machine started.
+#[inline(always)]
+pub(super) fn seconds() -> u32 {
+    (nanoseconds() / NANOSECONDS) as u32
+}
+
 /// Notes a packet in a map of connection tracking. A full map loses track of a connection, never a packet.
 #[inline(always)]
 fn track<K, const MAX: usize, const FLAGS: usize>(
@@ -36,7 +42,7 @@ fn track<K, const MAX: usize, const FLAGS: usize>(
     way: Way,
     seen: Seen,
 ) {
-    let now = (nanoseconds() / NANOSECONDS) as u32;
+    let now = seconds();
     if let Some(entry) = map.get_ptr_mut(key) {
         // SAFETY: the row's memory stays a row's. Another CPU may note a packet at the same time: a count may be lost.
         unsafe { (*entry).note(way, seen, now) };

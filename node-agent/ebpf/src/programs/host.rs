@@ -17,13 +17,13 @@ use super::{
 #[classifier]
 pub(super) fn cil_from_host(ctx: TcContext) -> i32 {
     let mut frame = Frame { ctx, file: File::Host, drops: Direction::Egress };
-    let packet = match frame.packet() {
-        Ok(packet) => packet,
+    let config = config();
+    let view = match frame.view(&config) {
+        Ok(view) => view,
         Err(reason) => return frame.drop(reason, line!()),
     };
-    let config = config();
-    let verdict = decide::from_host(&Pinned, &config, frame.mark(), &packet);
-    frame.act(verdict, &packet, &config, line!())
+    let verdict = decide::from_host(&Pinned, &config, frame.mark(), &view.packet, &view.about);
+    frame.act(verdict, &view.packet, &config, line!())
 }
 
 /// Ingress of `cilium_host` and `cilium_net`: what reaches the host over them.

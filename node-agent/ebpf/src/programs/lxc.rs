@@ -35,16 +35,15 @@ fn receive(frame: &mut Frame) -> Result<i32, Reason> {
     if frame.ethertype()? == ETHERTYPE_ARP {
         return answer_arp(frame);
     }
-    let packet = frame.packet()?;
-    let transport = frame.transport(&packet);
-    if is_solicitation(&packet, transport) {
-        return answer_solicitation(frame, &packet);
+    let config = config();
+    let view = frame.view(&config)?;
+    if is_solicitation(&view.packet, view.transport) {
+        return answer_solicitation(frame, &view.packet);
     }
     let mut memory = MaybeUninit::<Ethernet>::uninit();
     let sender = Sender { ifindex: frame.ifindex(), ethernet: frame.read(0, &mut memory)? };
-    let config = config();
-    let verdict = decide::from_container(&Pinned, &config, sender, &packet, transport);
-    Ok(frame.act(verdict, &packet, &config, line!()))
+    let verdict = decide::from_container(&Pinned, &config, sender, &view.packet, view.transport, &view.about);
+    Ok(frame.act(verdict, &view.packet, &config, line!()))
 }
 
 /// Answers for the router address; other questions are the stack's, and so is that of a sender who has no address yet.

@@ -9,7 +9,7 @@ use basal_maps::{
     addr::NetIp,
     conntrack::CtEntry,
     endpoint::{EndpointInfo, EndpointKey},
-    flow::{TupleV4, TupleV6},
+    flow::{DirectConnection, TupleV4, TupleV6},
     ipcache::{IpPrefix, RemoteEndpointInfo},
     metrics::{Direction, File, MetricsKey, MetricsValue},
     nat::{FragmentPorts, FragmentsV4, FragmentsV6, MasqueradeAddress, MasqueradeKey, NatEntryV4, NatEntryV6},
@@ -80,6 +80,9 @@ lru_map!(NAT4, NAT4, "cilium_snat_v4_external", TupleV4 => NatEntryV4);
 lru_map!(NAT6, NAT6, "cilium_snat_v6_external", TupleV6 => NatEntryV6);
 lru_map!(FRAGMENTS4, FRAGMENTS4, "cilium_ipv4_frag_datagrams", FragmentsV4 => FragmentPorts);
 lru_map!(FRAGMENTS6, FRAGMENTS6, "cilium_ipv6_frag_datagrams", FragmentsV6 => FragmentPorts);
+
+lru_map!(DIRECT4, DIRECT4, "basal_direct_v4", TupleV4 => DirectConnection);
+lru_map!(DIRECT6, DIRECT6, "basal_direct_v6", TupleV6 => DirectConnection);
 
 #[btf_map(name = "cilium_ipmasq_v4")]
 pub(super) static EXEMPT4: LpmTrie<

@@ -4,6 +4,7 @@
 //! by helper rather than read in place, which also copes with packets whose headers are not in linear memory.
 
 mod context;
+mod direct;
 mod flows;
 mod host;
 mod lxc;
@@ -12,6 +13,7 @@ mod netdev;
 mod overlay;
 mod rewrite;
 mod segment;
+mod view;
 
 use basal_maps::config::Config;
 

@@ -159,9 +159,8 @@ fn begin(frame: &Frame, family: u8, slot: u32) -> Option<&'static mut Work> {
 /// Reads the packet and its flow. What has no header that can be read is no pod's: the programs of pods drop it.
 #[inline(never)]
 fn read(frame: &Frame, work: &mut Work) -> Next {
-    match frame.packet() {
-        Ok(packet) => work.packet = packet,
-        Err(_) => return PASS,
+    if frame.packet(&mut work.packet).is_err() {
+        return PASS;
     }
     work.flow_is_known = false;
     let Some(segment) = frame.segment(&work.packet) else {

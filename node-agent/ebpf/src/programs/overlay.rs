@@ -27,15 +27,14 @@ pub(super) fn cil_from_overlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn receive(frame: &mut Frame) -> Result<i32, Reason> {
     let vni = frame.vni().ok_or(Reason::NO_TUNNEL_KEY)?;
-    let packet = frame.packet()?;
-    let transport = frame.transport(&packet);
-    frame.count(Reason::PLAINTEXT, Direction::Ingress, line!());
     let config = config();
-    let verdict = decide::from_overlay(&Pinned, &config, vni, &packet, transport);
+    let view = frame.view(&config)?;
+    frame.count(Reason::PLAINTEXT, Direction::Ingress, line!());
+    let verdict = decide::from_overlay(&Pinned, &config, vni, &view.packet, view.transport, &view.about);
     if matches!(verdict, Verdict::Stack { .. } | Verdict::Unreachable) {
         frame.claim()?;
     }
-    Ok(frame.act(verdict, &packet, &config, line!()))
+    Ok(frame.act(verdict, &view.packet, &config, line!()))
 }
 
 /// Egress: what goes to other nodes. Marks the packet around it with the identity in it, so that the stack can tell
