@@ -259,24 +259,17 @@ impl Task {
         self.metrics.without_route(without.len());
     }
 
-    /// Carries out ops in their order; answers those that failed. While a set of programs cannot be loaded the one that runs
-    /// is left whole: nothing is moved to the other, and nothing of it is taken away.
+    /// Carries out ops in their order; answers those that failed.
     async fn carry_out(&mut self, ops: Vec<Op>) -> Vec<(Op, Failure)> {
         let mut failed: Vec<(Op, Failure)> = Vec::new();
-        let mut not_loaded: Option<Failure> = None;
         for op in ops {
-            let outcome = match (&not_loaded, &op) {
-                (Some(failure), Op::Attach(..) | Op::UnloadPrograms(_)) => Err(failure.clone()),
-                _ => apply(&*self.kernel, &self.metrics, &op).await,
+            let outcome = match held_back(&op, &failed) {
+                Some(failure) => Err(failure.clone()),
+                None => apply(&*self.kernel, &self.metrics, &op).await,
             };
             match outcome {
                 Ok(()) => self.core.applied(&op),
-                Err(failure) => {
-                    if matches!(op, Op::LoadPrograms { .. }) {
-                        not_loaded = Some(failure.clone());
-                    }
-                    failed.push((op, failure));
-                }
+                Err(failure) => failed.push((op, failure)),
             }
         }
         failed
@@ -422,6 +415,17 @@ impl Task {
     }
 }
 
+/// Why an op is not tried after others failed. While a set of programs cannot be loaded nothing is moved to it, and while
+/// something is not moved the set that it runs from is left whole.
+fn held_back<'a>(op: &Op, failed: &'a [(Op, Failure)]) -> Option<&'a Failure> {
+    let holds = |failed: &Op| match op {
+        Op::Attach(..) => matches!(failed, Op::LoadPrograms { .. }),
+        Op::UnloadPrograms(_) => matches!(failed, Op::LoadPrograms { .. } | Op::Attach(..)),
+        _ => false,
+    };
+    failed.iter().find(|(op, _)| holds(op)).map(|(_, failure)| failure)
+}
+
 /// Makes one change, and counts it.
 async fn apply(kernel: &dyn Kernel, metrics: &DatapathMetrics, op: &Op) -> Result<(), Failure> {
     let outcome = kernel.apply(op).await;
@@ -452,4 +456,33 @@ async fn make_link(
         return Err(failure.into());
     }
     kernel.device(name).await?.ok_or_else(|| AttachError::Vanished(name.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use basal_datapath::{
+        program::{Object, ProgramHash, ProgramSet},
+        rows::Rows,
+        state::{Hook, Symbol},
+    };
+    use basal_maps::config::Config;
+
+    use super::*;
+
+    #[test]
+    fn a_set_stays_whole_while_anything_runs_from_it() {
+        let set = ProgramSet { object: Object::new(b"new"), config: Config::UNSET };
+        let load = Op::LoadPrograms { set, rows: Rows::default() };
+        let hook = Hook::Device { link: IfName::host(), symbol: Symbol::FromHost };
+        let (attach, detach) = (Op::Attach(hook.clone(), set.hash()), Op::Detach(hook));
+        let unload = Op::UnloadPrograms(ProgramHash::FOREIGN);
+        let after = |failed: &Op, op: &Op| {
+            let failed = [(failed.clone(), Failure::Unknown { op: failed.to_string(), why: "lost".to_owned() })];
+            held_back(op, &failed).is_some()
+        };
+        assert!(after(&load, &attach) && after(&load, &unload));
+        assert!(after(&attach, &unload), "a hook runs from it still");
+        assert!(!after(&attach, &attach) && !after(&load, &detach) && !after(&detach, &unload));
+        assert!(held_back(&unload, &[]).is_none());
+    }
 }
