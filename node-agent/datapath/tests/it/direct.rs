@@ -190,6 +190,27 @@ fn a_connection_outlives_its_notes_and_the_way_that_it_goes() {
 }
 
 #[test]
+fn more_connections_than_notes_go_on() {
+    sandbox(|bpffs| {
+        let World { one, pod_one, pod_two, .. } = &world(bpffs);
+        kube_proxy(one, "10.96.0.10", "10.1.2.7:8080");
+        let quiet = Stream::new(pod_one, pod_two, "10.1.2.7:80");
+        let busy = Stream::new(pod_one, pod_two, "10.1.2.7:81");
+        let mut map = open::<14, 4>(one, &spec::DIRECT4);
+        for number in 0..spec::DIRECT4.max_entries * 5 / 4 {
+            let [a, b, c, d] = number.to_be_bytes();
+            map.insert([10, 2, b, c, 10, 1, 1, 7, a, d, 0, 80, 6, 0], [0; 4], 0).unwrap();
+            if number % 10_000 == 0 {
+                busy.works();
+            }
+        }
+        quiet.works();
+        busy.works();
+        Stream::new(pod_one, pod_two, "10.1.2.7:82").works();
+    });
+}
+
+#[test]
 fn who_asks_for_nobody_is_told_at_once() {
     sandbox(|bpffs| {
         let World { one, pod_one, .. } = &world(bpffs);
