@@ -15,7 +15,7 @@ use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tracing::{info, warn};
 
-use crate::node::endpoints::owning_pod;
+use crate::node::endpoints::{has_ended, owning_pod};
 
 /// Pods that are read at once.
 const CONCURRENCY: usize = 16;
@@ -97,8 +97,7 @@ struct Pod {
 
 impl Pod {
     fn of(object: &Object) -> Self {
-        let phase = object.0.pointer("/status/phase").and_then(Value::as_str);
-        Self { uid: object.uid().to_owned(), ended: matches!(phase, Some("Succeeded" | "Failed")) }
+        Self { uid: object.uid().to_owned(), ended: has_ended(object) }
     }
 }
 

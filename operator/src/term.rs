@@ -166,7 +166,7 @@ pub async fn begin(
     for problem in allocator.problems() {
         warn!(reason = problem.reason(), "{problem}");
     }
-    let lost_claims = unclaimed::is_likely(&allocator, &carried);
+    let lost_claims = unclaimed::is_likely(&allocator, views, &carried);
     let mut adoption = allocator.adopt(&carried);
     if lost_claims {
         let by_pods = allocator.adopt(&unclaimed::carried(ports, views, &allocator).await?);

@@ -95,6 +95,12 @@ pub(crate) fn owning_pod(endpoint: &Object) -> Option<&str> {
     owner?["uid"].as_str()
 }
 
+/// Whether a pod's containers have all ended and will not start again.
+pub(crate) fn has_ended(pod: &Object) -> bool {
+    let phase = pod.0.pointer("/status/phase").and_then(Value::as_str);
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// The node of the pod of an endpoint's name; `None` when that is another pod than the one that owns the endpoint.
 pub(crate) fn node_of(owner: Option<&str>, pod: &Object) -> Option<NodeName> {
     let own = owner.is_none_or(|uid| uid == pod.uid());

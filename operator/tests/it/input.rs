@@ -122,6 +122,8 @@ fn blocks_that_only_pods_tell_of_are_their_nodes() {
             let uid = if node.is_empty() { "gone".to_owned() } else { pod(world, name, node, "Running").await };
             endpoint(world, name, Some(&uid), address).await;
         }
+        let uid = pod(world, "done", "n2", "Succeeded").await;
+        endpoint(world, "done", Some(&uid), "10.0.40.8").await;
         operator(world, over, "a", &pool(&["10.0.0.0/16"], &["fd00::/104"]));
         world.until("both are served", LIMIT, |w| is_served(w, "n1") && is_served(w, "n2")).await?;
         let first = |name: &str| pod_cidrs(&cilium_nodes(world)[name])[0].clone();
