@@ -9,7 +9,7 @@ use std::{
 
 use basal_maps::{
     conntrack::{CtEntry, FLAG_RX_CLOSING, FLAG_SEEN_NON_SYN, FLAG_TX_CLOSING},
-    flow::{DIR_IN, DIR_OUT, DIR_RELATED, DIR_SERVICE, DirectConnection, End, Tuple, TupleV4, TupleV6},
+    flow::{DIR_IN, DIR_OUT, DIR_RELATED, DIR_SERVICE, DirectConnection, END_RESET, End, Tuple, TupleV4, TupleV6},
     nat::{NatEntry, NatEntryV4, NatEntryV6},
     protocol, spec,
 };
@@ -179,25 +179,28 @@ pub(super) struct Direct {
     flow: Flow,
     /// Seconds since it began.
     age: u64,
+    /// Both sides have ended it: it is taken away soon.
+    closed: bool,
 }
 
 impl Direct {
     fn new(key: &impl Tuple, row: &DirectConnection, now: Duration) -> Self {
-        Self { flow: Flow::new(key), age: now.as_secs().saturating_sub(row.since.into()) }
+        let age = now.as_secs().saturating_sub(row.since.into());
+        Self { flow: Flow::new(key), age, closed: row.ends == END_RESET }
     }
 }
 
 impl fmt::Display for Direct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} Created={}sec ago", self.flow, self.age)
+        write!(f, "{} Created={}sec ago{}", self.flow, self.age, if self.closed { " Closed" } else { "" })
     }
 }
 
 /// All connections that go past the host stack.
 pub(super) fn direct(maps: &Path) -> anyhow::Result<Vec<Direct>> {
     let now = now()?;
-    let v4 = pinned::flows::<TupleV4, DirectConnection, 14, 4>(maps, &spec::DIRECT4, GOES_DIRECT)?;
-    let v6 = pinned::flows::<TupleV6, DirectConnection, 38, 4>(maps, &spec::DIRECT6, GOES_DIRECT)?;
+    let v4 = pinned::flows::<TupleV4, DirectConnection, 14, 12>(maps, &spec::DIRECT4, GOES_DIRECT)?;
+    let v6 = pinned::flows::<TupleV6, DirectConnection, 38, 12>(maps, &spec::DIRECT6, GOES_DIRECT)?;
     let v4 = v4.iter().map(|(key, row)| Direct::new(key, row, now));
     let v6 = v6.iter().map(|(key, row)| Direct::new(key, row, now));
     let mut found: Vec<_> = v4.chain(v6).collect();
@@ -257,8 +260,11 @@ mod tests {
     #[test]
     fn what_goes_past_the_stack_says_since_when() {
         let key = TupleV4::new(end("10.1.1.7:40000"), end("10.1.2.7:80"), 6, DIR_OUT);
-        let direct = Direct::new(&key, &DirectConnection { since: 90 }, Duration::from_millis(100_500));
-        assert_eq!(direct.to_string(), "TCP OUT 10.1.1.7:40000 -> 10.1.2.7:80 Created=10sec ago");
+        let mut row = DirectConnection::new(90);
+        let text = |row: &DirectConnection| Direct::new(&key, row, Duration::from_millis(100_500)).to_string();
+        assert_eq!(text(&row), "TCP OUT 10.1.1.7:40000 -> 10.1.2.7:80 Created=10sec ago");
+        row.end(END_RESET, 100);
+        assert_eq!(text(&row), "TCP OUT 10.1.1.7:40000 -> 10.1.2.7:80 Created=10sec ago Closed");
     }
 
     #[test]

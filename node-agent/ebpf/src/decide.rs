@@ -35,7 +35,7 @@ use basal_maps::{
 };
 
 use crate::{
-    direct::{About, Connections, Pod, Tcp},
+    direct::{About, Connections, Part, Pod, Tcp},
     parse::{Ethernet, Packet, Transport, protocol},
 };
 
@@ -153,7 +153,7 @@ pub fn from_container<'a>(
     }
     let family = packet.family;
     let (goes_direct, length) = match about {
-        About::Own(tcp) => (tcp.opens || tables.is_direct(&tcp.flow, Pod::Sends, family), tcp.length),
+        About::Own(tcp) => (tcp.part == Part::Opens || goes_on(tables, tcp, Pod::Sends, family), tcp.length),
         About::Quoted(flow) => (tables.is_direct(flow, Pod::Receives, family), packet.length),
         About::Nothing => (cannot_be_translated(packet, transport), packet.length),
     };
@@ -175,21 +175,36 @@ pub fn from_container<'a>(
     }
 }
 
+/// Whether a segment is of a connection that goes past the stack; that it ends one is noted.
+#[inline(always)]
+fn goes_on(tables: &impl Connections, tcp: &Tcp, pod: Pod, family: u8) -> bool {
+    match tcp.part {
+        Part::Ends | Part::Resets => tables.end(&tcp.flow, pod, tcp.part == Part::Resets, family),
+        Part::Opens | Part::GoesOn => tables.is_direct(&tcp.flow, pod, family),
+    }
+}
+
 /// Notes the connection that a pod's packet opens to another node, if it opens one; false when that cannot be noted.
 #[inline(always)]
 fn knows(tables: &impl Connections, about: &About, family: u8) -> bool {
     match about {
-        About::Own(Tcp { flow, opens: true, .. }) => tables.go_direct(flow, Pod::Sends, family),
+        About::Own(Tcp { flow, part: Part::Opens, .. }) => tables.go_direct(flow, Pod::Sends, family),
         _ => true,
     }
 }
 
-/// The same on one node, where each end is one of a pod.
+/// The same on one node, where each end is one of a pod, and the receiver's note has the end of a connection, too.
 #[inline(always)]
 fn both_know(tables: &impl Connections, about: &About, family: u8) -> bool {
     match about {
-        About::Own(Tcp { flow, opens: true, .. }) => {
+        About::Own(Tcp { flow, part: Part::Opens, .. }) => {
             tables.go_direct(flow, Pod::Sends, family) && tables.go_direct(flow, Pod::Receives, family)
+        }
+        About::Own(tcp) => {
+            if tcp.part != Part::GoesOn {
+                goes_on(tables, tcp, Pod::Receives, family);
+            }
+            true
         }
         _ => true,
     }
@@ -207,7 +222,7 @@ pub fn from_host<'a>(
     if packet.stays_on_link() {
         return Verdict::Ignore;
     }
-    if let About::Own(Tcp { flow, opens: true, .. }) = about {
+    if let About::Own(Tcp { flow, part: Part::Opens, .. }) = about {
         tables.go_by_stack(flow, Pod::Sends, packet.family);
         tables.go_by_stack(flow, Pod::Receives, packet.family);
     }
@@ -254,8 +269,8 @@ pub fn from_overlay<'a>(
         Some(endpoint) if endpoint.is_host() || !may_go_direct(config, packet) => Verdict::Stack { identity },
         Some(endpoint) => {
             let goes_direct = match about {
-                About::Own(tcp) if tcp.opens => opens_direct(tables, packet, tcp),
-                About::Own(tcp) => tables.is_direct(&tcp.flow, Pod::Receives, packet.family),
+                About::Own(tcp) if tcp.part == Part::Opens => opens_direct(tables, packet, tcp),
+                About::Own(tcp) => goes_on(tables, tcp, Pod::Receives, packet.family),
                 About::Quoted(flow) => tables.is_direct(flow, Pod::Sends, packet.family),
                 About::Nothing => cannot_be_translated(packet, transport),
             };

@@ -7,9 +7,14 @@
 //! addresses and ports are those of another connection now.
 //!
 //! A note is lost when there are too many, or with the map. What follows then passes the stack, which takes a connection up
-//! in its midst (`net.netfilter.nf_conntrack_tcp_loose`, on by default).
+//! in its midst (`net.netfilter.nf_conntrack_tcp_loose`, on by default), unless what follows is its end. So notes say when
+//! a connection ended, and user space takes these away before they are too many. Not at once: the last acknowledgement would
+//! be taken up by the stack.
 
-use basal_maps::conntrack::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use basal_maps::{
+    conntrack::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    flow::{END_RECEIVED, END_RESET, END_SENT},
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
 use crate::nat::Flow;
@@ -37,10 +42,23 @@ pub struct TcpHeader {
 pub struct Tcp {
     /// Its ends, as it travels.
     pub flow: Flow,
-    /// It opens a connection.
-    pub opens: bool,
+    /// Its part in the connection.
+    pub part: Part,
     /// Bytes of the largest IP packet that the kernel makes of it, with the header.
     pub length: u32,
+}
+
+/// What part a segment has in its connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// It is the first one.
+    Opens,
+    /// It is in the midst.
+    GoesOn,
+    /// It is the last one that carries data this way.
+    Ends,
+    /// It breaks the connection off.
+    Resets,
 }
 
 /// Which TCP connection a packet is about.
@@ -72,6 +90,8 @@ pub trait Connections {
     fn go_direct(&self, flow: &Flow, pod: Pod, family: u8) -> bool;
     /// From now on it does not.
     fn go_by_stack(&self, flow: &Flow, pod: Pod, family: u8);
+    /// The flow's source ends the connection, or either side breaks it off; answers whether it goes past the stack.
+    fn end(&self, flow: &Flow, pod: Pod, reset: bool, family: u8) -> bool;
 }
 
 impl Pod {
@@ -94,10 +114,31 @@ impl TcpHeader {
         (self.offset >> 4) as u32 * 4
     }
 
-    /// True for the first segment of a connection.
+    /// What part the segment has.
     #[must_use]
     #[inline(always)]
-    pub const fn opens(&self) -> bool {
-        self.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+    pub const fn part(&self) -> Part {
+        if self.flags & TCP_RST != 0 {
+            Part::Resets
+        } else if self.flags & TCP_FIN != 0 {
+            Part::Ends
+        } else if self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+            Part::Opens
+        } else {
+            Part::GoesOn
+        }
+    }
+}
+
+impl Pod {
+    /// What a note says has ended when the flow's source ends it, or either side breaks it off.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ends(self, reset: bool) -> u32 {
+        match self {
+            _ if reset => END_RESET,
+            Self::Sends => END_SENT,
+            Self::Receives => END_RECEIVED,
+        }
     }
 }

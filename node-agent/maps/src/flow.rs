@@ -65,6 +65,42 @@ pub struct TupleV6 {
 pub struct DirectConnection {
     /// When its first segment came by, in seconds since the machine started.
     pub since: u32,
+    /// When a last segment came by.
+    pub ended: u32,
+    /// `END_…`
+    pub ends: u32,
+}
+
+/// In [`DirectConnection::ends`]: the pod has sent its last segment.
+pub const END_SENT: u32 = 1;
+/// The other side has.
+pub const END_RECEIVED: u32 = 2;
+/// One of them broke it off.
+pub const END_RESET: u32 = END_SENT | END_RECEIVED;
+
+/// Seconds for which an end may still send its last segments again.
+const LINGER: u64 = 120;
+
+impl DirectConnection {
+    /// One whose first segment comes by.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(since: u32) -> Self {
+        Self { since, ended: 0, ends: 0 }
+    }
+
+    /// Notes a last segment.
+    #[inline(always)]
+    pub const fn end(&mut self, ends: u32, now: u32) {
+        self.ends |= ends;
+        self.ended = now;
+    }
+
+    /// True when nothing more of it comes, so many seconds after the machine started.
+    #[must_use]
+    pub const fn is_over(&self, now: u64) -> bool {
+        self.ends == END_RESET && self.ended as u64 + LINGER < now
+    }
 }
 
 /// One end of a flow.
@@ -161,7 +197,19 @@ mod tests {
     fn layouts_are_cilium_1_20() {
         assert_layout!(TupleV4, size 14, { daddr @ 0, saddr @ 4, dport @ 8, sport @ 10, nexthdr @ 12, flags @ 13 });
         assert_layout!(TupleV6, size 38, { daddr @ 0, saddr @ 16, dport @ 32, sport @ 34, nexthdr @ 36, flags @ 37 });
-        assert_layout!(DirectConnection, size 4, { since @ 0 });
+        assert_layout!(DirectConnection, size 12, { since @ 0, ended @ 4, ends @ 8 });
+    }
+
+    #[test]
+    fn a_connection_is_over_when_both_ends_are_and_nothing_comes_again() {
+        let mut row = DirectConnection::new(100);
+        row.end(END_SENT, 200);
+        assert!(!row.is_over(9000), "the other side may go on");
+        row.end(END_RECEIVED, 300);
+        assert!(!row.is_over(420) && row.is_over(421));
+        row = DirectConnection::new(100);
+        row.end(END_RESET, 200);
+        assert!(row.is_over(321));
     }
 
     #[test]

@@ -140,7 +140,15 @@ impl MapSpec {
             name if name == CT4_TCP.name || name == CT6_TCP.name => config.ct_tcp_max,
             name if name == CT4_ANY.name || name == CT6_ANY.name => config.ct_any_max,
             name if name == NAT4.name || name == NAT6.name => config.nat_max,
-            name if name == DIRECT4.name || name == DIRECT6.name => self.max_entries,
+            // Between nodes none goes past the stack without a tunnel. And another size is another map: while the stack
+            // routes, nobody takes notes of connections between nodes away.
+            name if name == DIRECT4.name || name == DIRECT6.name => {
+                if config.native_routing() {
+                    self.max_entries / 2
+                } else {
+                    self.max_entries
+                }
+            }
             _ => return self,
         };
         let router =
@@ -208,8 +216,8 @@ mod tests {
                 ("cilium_ipmasq_v4", 11, 8, 1, 16384, 129),
                 ("cilium_ipmasq_v6", 11, 20, 1, 16384, 129),
                 ("basal_masquerade", 1, 8, 16, 1024, 129),
-                ("basal_direct_v4", 9, 14, 4, 65536, 0),
-                ("basal_direct_v6", 9, 38, 4, 1, 0),
+                ("basal_direct_v4", 9, 14, 12, 65536, 0),
+                ("basal_direct_v6", 9, 38, 12, 1, 0),
             ]
         );
         assert_eq!(of(&Config::UNSET).count(), BASE.len());

@@ -296,7 +296,7 @@ impl Agent {
         tracing::info!("the agent is ready");
 
         self.spawn("kvstore status", status.run(Arc::clone(&reports)));
-        if self.settings.bpf_masquerade.is_some() {
+        if self.settings.bpf_masquerade.is_some() || !self.settings.datapath.enable_host_legacy_routing {
             let (kernel, metrics) = (Arc::clone(&self.ports.kernel), self.metrics.flows.clone());
             let every =
                 Some(self.settings.datapath.masquerade.conntrack_gc_interval.0).filter(|every| !every.is_zero());

@@ -8,7 +8,7 @@ use aya::{
 };
 use basal_maps::{
     conntrack::CtEntry,
-    flow::{DIR_OUT, Tuple, TupleV4, TupleV6},
+    flow::{DIR_OUT, DirectConnection, Tuple, TupleV4, TupleV6},
     nat::{NatEntry, NatEntryV4, NatEntryV6},
     protocol,
     spec::{self, MapSpec},
@@ -103,7 +103,35 @@ pub(super) fn collect(maps: &PinnedMaps) -> io::Result<Vec<MapUse>> {
     let mut used = Vec::new();
     collect_family::<TupleV4, NatEntryV4, 14, 40>(maps, &IPV4, &mut used)?;
     collect_family::<TupleV6, NatEntryV6, 38, 56>(maps, &IPV6, &mut used)?;
+    used.extend(collect_direct::<TupleV4, 14>(maps, &spec::DIRECT4)?);
+    used.extend(collect_direct::<TupleV6, 38>(maps, &spec::DIRECT6)?);
     Ok(used)
+}
+
+/// Takes away the notes of connections that are over; `None` where nothing goes past the stack.
+fn collect_direct<T: Tuple, const K: usize>(maps: &PinnedMaps, spec: &MapSpec) -> io::Result<Option<MapUse>>
+where
+    [u8; K]: Pod,
+{
+    const VALUE: usize = size_of::<DirectConnection>();
+    let Some(mut notes) = FlowMap::<K, VALUE>::open(maps, spec)? else { return Ok(None) };
+    let (at, mut rows, mut over) = (now()?, 0, Vec::new());
+    notes.each(|key, row| {
+        rows += 1;
+        if read::<DirectConnection>(row)?.is_over(at.as_secs()) {
+            over.push(read::<T>(key)?);
+        }
+        Ok(())
+    })?;
+    let mut deleted = 0;
+    for key in over {
+        // Its ports may be those of another one by now.
+        let row = notes.get(&key)?.map(|row| read::<DirectConnection>(&row)).transpose()?;
+        if row.is_some_and(|row| row.is_over(at.as_secs())) {
+            deleted += usize::from(notes.remove(&key)?);
+        }
+    }
+    Ok(Some(notes.as_used(rows, deleted)))
 }
 
 fn collect_family<T: Tuple, N: NatEntry, const K: usize, const V: usize>(

@@ -88,11 +88,17 @@ fn stage(paths: &Paths, staging: &Path, set: &ProgramSet, rows: &Rows) -> Result
         // Nothing runs that looks into it, yet the loader makes every map of the object, with all of its rows.
         loader.map_max_entries(map.name, 1);
     }
+    let others = sets(&paths.programs()).map_err(|error| Fault::path(&paths.programs(), error))?;
     for map in spec::of(config) {
         let (public, staged) = (paths.maps().join(map.name), staging.join(map.name));
         loader.map_max_entries(map.name, map.max_entries);
         // Programs call those of their own set: what one leaves for the other is nothing that versions agree on.
-        let is_shared = map.kind != MapKind::ProgArray;
+        let mut is_shared = map.kind != MapKind::ProgArray;
+        if spec::OF_DIRECT_ROUTING.iter().any(|direct| direct.name == map.name) {
+            // One that no set has was left by a build that does not know it, and what it says is old.
+            let has = |(_, set): &(ProgramHash, PathBuf)| set.join(map.name).try_exists();
+            is_shared &= any(&others, has).map_err(|error| Fault::path(&paths.programs(), error))?;
+        }
         if is_shared && maps::fits(&public, &map).map_err(|error| Fault::path(&public, error))? {
             fs::hard_link(&public, &staged).map_err(|error| Fault::path(&staged, error))?;
         } else {

@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     harness::{Netns, Node, sandbox},
-    traffic::{PATIENCE, kube_proxy, open, rows_of, tcp_source, two_pods},
+    traffic::{PATIENCE, collect, kube_proxy, open, overwrite, rows_of, tcp_source, two_pods},
 };
 
 /// Two nodes without legacy host routing: a pod on each, and another one on the first, 10.1.1.8.
@@ -86,7 +86,7 @@ fn connected(from: SocketAddrV4, to: SocketAddrV4) -> TcpStream {
 }
 
 fn noted(node: &Node, spec: &MapSpec) -> usize {
-    if spec.key_size == 14 { rows_of::<14, 4>(node, spec).len() } else { rows_of::<38, 4>(node, spec).len() }
+    if spec.key_size == 14 { rows_of::<14, 12>(node, spec).len() } else { rows_of::<38, 12>(node, spec).len() }
 }
 
 /// Without it the stack passes on nothing.
@@ -169,8 +169,8 @@ fn a_connection_outlives_its_notes_and_the_way_that_it_goes() {
         let stream = Stream::new(&pod_one, &pod_two, "10.1.2.7:80");
         stream.works();
         for node in [&one, &two] {
-            let mut map = open::<14, 4>(node, &spec::DIRECT4);
-            for (key, _) in rows_of::<14, 4>(node, &spec::DIRECT4) {
+            let mut map = open::<14, 12>(node, &spec::DIRECT4);
+            for (key, _) in rows_of::<14, 12>(node, &spec::DIRECT4) {
                 map.remove(&key).unwrap();
             }
             stream.works();
@@ -196,10 +196,10 @@ fn more_connections_than_notes_go_on() {
         kube_proxy(one, "10.96.0.10", "10.1.2.7:8080");
         let quiet = Stream::new(pod_one, pod_two, "10.1.2.7:80");
         let busy = Stream::new(pod_one, pod_two, "10.1.2.7:81");
-        let mut map = open::<14, 4>(one, &spec::DIRECT4);
+        let mut map = open::<14, 12>(one, &spec::DIRECT4);
         for number in 0..spec::DIRECT4.max_entries * 5 / 4 {
             let [a, b, c, d] = number.to_be_bytes();
-            map.insert([10, 2, b, c, 10, 1, 1, 7, a, d, 0, 80, 6, 0], [0; 4], 0).unwrap();
+            map.insert([10, 2, b, c, 10, 1, 1, 7, a, d, 0, 80, 6, 0], [0; 12], 0).unwrap();
             if number % 10_000 == 0 {
                 busy.works();
             }
@@ -207,6 +207,30 @@ fn more_connections_than_notes_go_on() {
         quiet.works();
         busy.works();
         Stream::new(pod_one, pod_two, "10.1.2.7:82").works();
+    });
+}
+
+#[test]
+fn notes_of_connections_that_ended_are_taken_away() {
+    sandbox(|bpffs| {
+        let World { one, two, pod_one, pod_two, pod_three } = &world(bpffs);
+        let open = Stream::new(pod_one, pod_two, "10.1.2.7:80");
+        Stream::new(pod_one, pod_two, "10.1.2.7:81").works();
+        Stream::new(pod_one, pod_three, "10.1.1.8:81").works();
+        Stream::new(pod_one, pod_two, "10.1.2.7:82").reset();
+        assert_eq!((noted(one, &spec::DIRECT4), noted(two, &spec::DIRECT4)), (5, 3));
+        for node in [one, two] {
+            let deleted = |node| collect(node).iter().map(|map| map.deleted).sum::<usize>();
+            assert_eq!(deleted(node), 0, "their ends may be sent again");
+            // Long ago.
+            overwrite::<14, 12>(node, &spec::DIRECT4, 4, &[0; 4]);
+            let left = collect(node);
+            assert_eq!(
+                left.iter().map(|map| (map.map, map.rows)).collect::<Vec<_>>(),
+                [("basal_direct_v4", 1), ("basal_direct_v6", 0)]
+            );
+        }
+        open.works();
     });
 }
 

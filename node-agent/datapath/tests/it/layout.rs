@@ -45,7 +45,7 @@ fn the_objects_layouts_are_cilium_1_20() {
         ("MetricsValue", "16: count@0 bytes@8"),
         ("TupleV4", "14: daddr@0 saddr@4 dport@8 sport@10 nexthdr@12 flags@13"),
         ("TupleV6", "38: daddr@0 saddr@16 dport@32 sport@34 nexthdr@36 flags@37"),
-        ("DirectConnection", "4: since@0"),
+        ("DirectConnection", "12: since@0 ended@4 ends@8"),
         (
             "CtEntry",
             "56: reserved@0 backend_id@8 packets@16 bytes@24 lifetime@32 flags@36 rev_nat_index@38 nat_port@40 \

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use aya::Pod;
 use basal_datapath::{
     flows::MapUse,
     kernel::Kernel as _,
@@ -21,7 +20,7 @@ use basal_runtime::outcome::Outcome;
 use crate::{
     answers::{datagram_too_big, refusal, told},
     harness::{Netns, Node, masquerading, outside, sandbox},
-    traffic::{PATIENCE, kube_proxy, open, rows_of, tcp_source, two_pods},
+    traffic::{PATIENCE, collect, kube_proxy, open, overwrite, rows_of, tcp_source, two_pods},
 };
 
 /// A node whose programs masquerade, with two pods, and a machine outside: 172.16.0.2 and fd16::2.
@@ -281,24 +280,6 @@ fn devices_and_addresses_are_followed() {
         one.converge();
         assert_eq!(tcp_source(&outside, "0.0.0.0:80", &pod, "172.16.0.2:80").ip().to_string(), "172.16.0.1");
     });
-}
-
-/// Writes into every row of a map, at an offset.
-fn overwrite<const K: usize, const V: usize>(node: &Node, spec: &MapSpec, offset: usize, bytes: &[u8])
-where
-    [u8; K]: Pod,
-    [u8; V]: Pod,
-{
-    let rows = rows_of::<K, V>(node, spec);
-    let mut map = open::<K, V>(node, spec);
-    for (key, mut value) in rows {
-        value[offset..offset + bytes.len()].copy_from_slice(bytes);
-        map.insert(key, value, 0).unwrap();
-    }
-}
-
-fn collect(node: &Node) -> Vec<MapUse> {
-    node.with(async |kernel| kernel.collect_flows().await.unwrap())
 }
 
 fn left(maps: &[MapUse]) -> usize {

@@ -12,6 +12,7 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData},
 };
+use basal_datapath::{flows::MapUse, kernel::Kernel as _};
 use basal_maps::spec::MapSpec;
 
 use crate::harness::{Netns, Node, pair};
@@ -91,4 +92,23 @@ where
 {
     let data = MapData::from_pin(node.paths.maps().join(spec.name)).unwrap();
     HashMap::try_from(Map::LruHashMap(data)).unwrap()
+}
+
+/// Writes into every row of a map, at an offset.
+pub(crate) fn overwrite<const K: usize, const V: usize>(node: &Node, spec: &MapSpec, offset: usize, bytes: &[u8])
+where
+    [u8; K]: Pod,
+    [u8; V]: Pod,
+{
+    let rows = rows_of::<K, V>(node, spec);
+    let mut map = open::<K, V>(node, spec);
+    for (key, mut value) in rows {
+        value[offset..offset + bytes.len()].copy_from_slice(bytes);
+        map.insert(key, value, 0).unwrap();
+    }
+}
+
+/// Takes away what is left of connections that ended.
+pub(crate) fn collect(node: &Node) -> Vec<MapUse> {
+    node.with(async |kernel| kernel.collect_flows().await.unwrap())
 }

@@ -35,6 +35,8 @@ struct Model {
     ipcache: Vec<(IpcacheKey, RemoteEndpointInfo)>,
     tunnel: Vec<(IpcacheKey, TunnelValue)>,
     direct: RefCell<Vec<Flow>>,
+    /// Ends of connections as they were noted.
+    ended: RefCell<Vec<(Flow, u32)>>,
     /// The map of connections takes no more.
     full: bool,
 }
@@ -78,6 +80,14 @@ impl Connections for Model {
 
     fn go_by_stack(&self, flow: &Flow, pod: Pod, _: u8) {
         self.direct.borrow_mut().retain(|sent| *sent != pod.sent(flow));
+    }
+
+    fn end(&self, flow: &Flow, pod: Pod, reset: bool, family: u8) -> bool {
+        let noted = self.is_direct(flow, pod, family);
+        if noted {
+            self.ended.borrow_mut().push((pod.sent(flow), pod.ends(reset)));
+        }
+        noted
     }
 }
 

@@ -3,7 +3,7 @@
 use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT},
+    bindings::{BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT},
     helpers::{
         bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
         bpf_skb_set_tunnel_key,
@@ -202,7 +202,8 @@ impl Frame {
         }
     }
 
-    /// Takes a packet that the tunnel carried for the host stack, whatever MAC address the sender wrote into it.
+    /// Takes a packet that the tunnel carried for this machine, whatever MAC address the sender wrote into it: no stack takes
+    /// one for another, and that of a pod learns of new addresses only since Linux 6.15.
     #[inline(always)]
     pub(super) fn claim(&self) -> Result<(), Reason> {
         self.ctx.change_type(PACKET_HOST).map_err(|_| Reason::WRITE_ERROR)
@@ -258,7 +259,9 @@ impl Frame {
     fn count_hop(&self, packet: &Packet) -> Result<(), Reason> {
         let hops = packet.hops - 1;
         if packet.family == FAMILY_IPV6 {
-            return self.write(IPV6_HOP_LIMIT, &hops);
+            // A device may have summed up the frame as it came. With IPv4 the header's own checksum makes up for it.
+            let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+            return self.ctx.store(IPV6_HOP_LIMIT, &hops, flags).map_err(|_| Reason::WRITE_ERROR);
         }
         // The checksum's word is time to live and protocol, as they lie in the packet.
         let word = |hops: u8| u64::from(u16::from_ne_bytes([hops, packet.protocol]));

@@ -31,7 +31,7 @@ fn receive(frame: &mut Frame) -> Result<i32, Reason> {
     let view = frame.view(&config)?;
     frame.count(Reason::PLAINTEXT, Direction::Ingress, line!());
     let verdict = decide::from_overlay(&Pinned, &config, vni, &view.packet, view.transport, &view.about);
-    if matches!(verdict, Verdict::Stack { .. } | Verdict::Unreachable) {
+    if !matches!(verdict, Verdict::Drop(_)) {
         frame.claim()?;
     }
     Ok(frame.act(verdict, &view.packet, &config, line!()))

@@ -11,7 +11,7 @@ use basal_ebpf::{
     nat::{Flow, Kind},
     parse::{ETHERNET, Packet, Transport, protocol},
 };
-use basal_maps::{config::Config, flow::End, metrics::File, reason::Reason};
+use basal_maps::{config::Config, flow::End, reason::Reason};
 use zerocopy::big_endian::U16;
 
 use super::context::Frame;
@@ -31,9 +31,9 @@ pub(super) struct View {
 /// 64-bit words that hold a [`View`].
 const WORDS: usize = size_of::<View>().div_ceil(8);
 
-/// A [`View`] for each CPU. `cil_from_host` has one of its own: what a CPU receives may come while its stack sends.
+/// A [`View`] for each CPU: no program of ours runs while another one does on the same.
 #[btf_map(name = "basal_view")]
-static VIEWS: PerCpuArray<[u64; WORDS], 2> = PerCpuArray::new();
+static VIEWS: PerCpuArray<[u64; WORDS], 1> = PerCpuArray::new();
 
 /// Bytes of an ICMP error before what it quotes.
 const QUOTE: usize = 8;
@@ -46,7 +46,7 @@ impl Frame {
     #[inline(always)]
     pub(super) fn view(&self, config: &Config) -> Result<&'static View, Reason> {
         // There is one for each CPU; the verifier wants it asked.
-        let view = VIEWS.get_ptr_mut(u32::from(self.file == File::Host)).ok_or(Reason::INVALID_PACKET)?.cast::<View>();
+        let view = VIEWS.get_ptr_mut(0).ok_or(Reason::INVALID_PACKET)?.cast::<View>();
         // SAFETY: the row is large enough and aligned, all zeroes are a valid value, and nothing but this type is written to
         // it, by one program at a time.
         let view = unsafe { &mut *view };
@@ -84,7 +84,7 @@ fn look_for_connection(frame: &Frame, view: &mut View) -> bool {
         let segment_size = unsafe { (*frame.ctx.skb.skb).gso_size };
         let length =
             if segment_size == 0 { view.packet.length } else { view.packet.header + header.length() + segment_size };
-        view.about = About::Own(Tcp { flow, opens: header.opens(), length });
+        view.about = About::Own(Tcp { flow, part: header.part(), length });
         return true;
     }
     if !matches!(Kind::of(family, number, view.transport.icmp_type()), Kind::Error) {

@@ -1,11 +1,16 @@
 //! TCP connections that go past the stack.
 
-use basal_maps::flow::End;
+use basal_maps::flow::{END_RECEIVED, END_RESET, END_SENT, End};
+
+use zerocopy::FromBytes as _;
 
 use super::*;
 use crate::{
     decide::{from_container, from_host, from_overlay},
-    direct::About::{Own, Quoted},
+    direct::{
+        About::{Own, Quoted},
+        TcpHeader,
+    },
 };
 
 /// A segment from a client to a server.
@@ -15,7 +20,7 @@ fn segment(client: [u8; 4], server: [u8; 4]) -> Tcp {
         destination: End::new(server.into(), 80),
         protocol: protocol::TCP,
     };
-    Tcp { flow, opens: false, length: 84 }
+    Tcp { flow, part: Part::GoesOn, length: 84 }
 }
 
 fn answers(tcp: Tcp) -> Tcp {
@@ -23,7 +28,7 @@ fn answers(tcp: Tcp) -> Tcp {
 }
 
 fn opens(tcp: Tcp) -> Tcp {
-    Tcp { opens: true, ..tcp }
+    Tcp { part: Part::Opens, ..tcp }
 }
 
 /// The packet around a segment.
@@ -162,6 +167,37 @@ fn what_does_not_fit_or_has_no_hops_left_is_the_stacks() {
     assert!(node.a_sends(opens(forth)));
     assert!(!node.a_sends(Tcp { length: 1451, ..forth }));
     assert!(!node.sends(FROM_A, &Packet { hops: 1, ..around(&forth) }, &Own(forth)));
+}
+
+#[test]
+fn the_ends_of_a_connection_are_noted_on_its_way() {
+    let of = |part, tcp: Tcp| Tcp { part, ..tcp };
+    let (node, forth) = (Node::new(), segment(POD_A, REMOTE_POD));
+    assert!(!node.a_sends(of(Part::Ends, forth)) && !node.receives(of(Part::Resets, answers(forth))));
+    assert_eq!(*node.model.ended.borrow(), [], "it is the stack's");
+    assert!(node.a_sends(opens(forth)));
+    assert!(node.a_sends(of(Part::Ends, forth)) && node.receives(of(Part::Ends, answers(forth))));
+    assert!(node.receives(of(Part::Resets, answers(forth))));
+    let noted = [END_SENT, END_RECEIVED, END_RESET].map(|ends| (forth.flow, ends));
+    assert_eq!(node.model.ended.take(), noted);
+
+    let (node, forth) = (Node::new(), segment(POD_A, POD_B));
+    assert!(node.a_sends(opens(forth)) && node.b_sends(of(Part::Ends, answers(forth))));
+    let back = forth.flow.turned();
+    assert_eq!(node.model.ended.take(), [(back, END_SENT), (forth.flow, END_RECEIVED)], "both pods' notes");
+}
+
+#[test]
+fn flags_tell_a_segments_part() {
+    let part = |flags| {
+        let mut bytes = [0; 14];
+        bytes[13] = flags;
+        TcpHeader::read_from_bytes(&bytes).unwrap().part()
+    };
+    assert_eq!([0x02, 0xc2].map(part), [Part::Opens; 2], "with or without congestion notification");
+    assert_eq!([0x12, 0x10, 0x18, 0].map(part), [Part::GoesOn; 4]);
+    assert_eq!([0x11, 0x01, 0x03].map(part), [Part::Ends; 3]);
+    assert_eq!([0x04, 0x14, 0x06].map(part), [Part::Resets; 3]);
 }
 
 #[test]
