@@ -8,7 +8,7 @@
 mod bench;
 mod empty;
 #[expect(dead_code, clippy::unwrap_used, clippy::panic, reason = "shared with the tests, which use all of it")]
-#[path = "../../tests/it/harness.rs"]
+#[path = "../../tests/it/harness/mod.rs"]
 mod harness;
 mod iperf;
 mod kernel;

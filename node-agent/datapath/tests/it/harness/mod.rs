@@ -1,15 +1,13 @@
-//! Namespaces to test in.
+//! Nodes to test on.
+
+mod namespaces;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs,
     net::IpAddr,
-    os::fd::AsRawFd as _,
-    panic::resume_unwind,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
-    thread,
 };
 
 use basal_datapath::{
@@ -20,7 +18,7 @@ use basal_datapath::{
     names::IfName,
     op::Op,
     plan::{DEFAULT_TUNNEL_PORT, Endpoint, NodePlan, RemoteNode, Routers},
-    program::{OBJECT, Object},
+    program::Object,
     routing::{Routing, Tunnel},
     state::{PodAddress, PodSide},
 };
@@ -29,79 +27,9 @@ use basal_runtime::{
     env::{SharedEnv, SystemEnv},
     outcome::Outcome,
 };
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, setns, unshare},
-};
 
-/// Runs a test on a thread with a mount namespace and a bpffs of its own.
-pub(crate) fn sandbox(test: impl FnOnce(&Path) + Send) {
-    assert!(nix::unistd::geteuid().is_root(), "this test makes namespaces and loads BPF programs: run it as root");
-    assert!(!OBJECT.is_empty(), "built without BPF object: run `cargo xtask ebpf`");
-    let dir = tempfile::tempdir().unwrap();
-    on_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-        test(dir.path());
-        umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
-    });
-}
-
-fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-/// A network namespace. It lives as long as the value, or a process in it.
-pub(crate) struct Netns {
-    file: File,
-}
-
-impl Netns {
-    pub(crate) fn new() -> Self {
-        let netns = on_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            Self { file: File::open("/proc/thread-self/ns/net").unwrap() }
-        });
-        netns.ip("link set lo up");
-        netns
-    }
-
-    /// A path to the namespace for other threads and processes.
-    pub(crate) fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
-    }
-
-    /// Runs `work` on a thread in the namespace.
-    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        on_thread(|| {
-            setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        })
-    }
-
-    /// Runs a command in the namespace; gives what it printed, or, when it failed, that with its errors.
-    pub(crate) fn run(&self, command: &str) -> Result<String, String> {
-        let mut words = command.split_whitespace();
-        let program = words.next().unwrap();
-        let output = self.enter(|| Command::new(program).args(words).output());
-        let output = output.unwrap_or_else(|error| panic!("{program} cannot be run ({error}); install it"));
-        let text = String::from_utf8(output.stdout).unwrap();
-        if output.status.success() {
-            return Ok(text);
-        }
-        Err(format!("{command}: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr)))
-    }
-
-    pub(crate) fn ip(&self, arguments: &str) {
-        self.run(&format!("ip {arguments}")).unwrap();
-    }
-
-    /// One ping that must be answered.
-    pub(crate) fn ping(&self, ip: &str) -> Result<String, String> {
-        self.run(&format!("ping -n -c 1 -W 5 {ip}"))
-    }
-}
+use self::namespaces::pins;
+pub(crate) use self::namespaces::{Netns, sandbox};
 
 /// What nodes have between them, unless a test says otherwise.
 pub(crate) const TUNNEL: Routing = Routing::Tunnel(Tunnel { port: DEFAULT_TUNNEL_PORT, ipv6: false });
@@ -223,13 +151,7 @@ impl Node {
 
     /// Every pin on its bpffs, and every folder of pins.
     pub(crate) fn pins(&self) -> BTreeSet<PathBuf> {
-        fn below(dir: &Path) -> Vec<PathBuf> {
-            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-            entries
-                .flat_map(|path| if path.is_dir() { [below(&path), vec![path]].concat() } else { vec![path] })
-                .collect()
-        }
-        below(&self.paths.bpffs).into_iter().collect()
+        pins(&self.paths.bpffs)
     }
 
     /// Reads, applies the difference, and again, until there is none. Gives what was applied, by round.
