@@ -122,7 +122,7 @@ pub(super) async fn read(netlink: &Handle, loaded: &Loaded, observed: &mut Obser
 }
 
 /// Endpoint id by interface index, from the endpoints' rows.
-pub(super) fn endpoint_ids(state: &NodeState) -> BTreeMap<u32, u16> {
+fn endpoint_ids(state: &NodeState) -> BTreeMap<u32, u16> {
     let rows = state.maps.get(&MapId::Endpoints).into_iter().flat_map(BTreeMap::values);
     let infos = rows.filter_map(|row| EndpointInfo::read_from_bytes(row).ok());
     infos.filter(|info| !info.is_host()).map(|info| (info.ifindex, info.lxc_id)).collect()

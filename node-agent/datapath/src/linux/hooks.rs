@@ -1,12 +1,13 @@
 //! Attaching programs: to devices by tcx links, else clsact filters, and to slots of `cilium_call_policy`.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, sync::Mutex};
 
 use aya::{
     maps::{Array, Map, MapData, MapError, ProgramArray},
     programs::{SchedClassifier, TcAttachType},
 };
 use basal_maps::spec;
+use basal_runtime::sync::lock;
 use rtnetlink::Handle;
 
 use super::{
@@ -22,12 +23,43 @@ use crate::{
     state::{Direction, Hook, Symbol},
 };
 
+/// The slots of `cilium_call_policy` that may be in use. Looking into each of the 65,536 takes longer than everything else
+/// together, so that is done once: another process may have left something in any of them. After that nobody but this
+/// process fills one.
+#[derive(Debug, Default)]
+pub(super) struct KnownSlots(Mutex<Option<BTreeSet<u16>>>);
+
+impl KnownSlots {
+    fn to_look_into(&self) -> Vec<u16> {
+        let known = lock(&self.0).clone();
+        known.map_or_else(|| (0..=u16::MAX).collect(), |known| known.into_iter().collect())
+    }
+
+    /// All were looked into, or those that were known.
+    fn found(&self, used: impl Iterator<Item = u16>) {
+        lock(&self.0).get_or_insert_default().extend(used);
+    }
+
+    fn filled(&self, id: u16) {
+        if let Some(known) = &mut *lock(&self.0) {
+            known.insert(id);
+        }
+    }
+
+    fn cleared(&self, id: u16) {
+        if let Some(known) = &mut *lock(&self.0) {
+            known.remove(&id);
+        }
+    }
+}
+
 /// Puts a program of a loaded set in place. What the other way of attaching left on the device goes afterwards, so that
 /// a packet may meet a program twice, never none.
 pub(super) async fn attach(
     netlink: &Handle,
     paths: &Paths,
     tcx: bool,
+    known: &KnownSlots,
     hook: &Hook,
     hash: ProgramHash,
 ) -> Result<(), Fault> {
@@ -37,7 +69,10 @@ pub(super) async fn attach(
     }
     let program = SchedClassifier::from_pin(&pin).map_err(|error| Fault::path(&pin, chain(&error)))?;
     let link = match hook {
-        Hook::Policy { id } => return set_slot(paths, *id, &program),
+        Hook::Policy { id } => {
+            known.filled(*id);
+            return set_slot(paths, *id, &program);
+        }
         Hook::Device { link, .. } | Hook::Endpoint { link, .. } => link,
     };
     let link_pin = tcx::pin(paths, hook, link);
@@ -51,9 +86,13 @@ pub(super) async fn attach(
 }
 
 /// Takes a program away. What is not there is no error.
-pub(super) async fn detach(netlink: &Handle, paths: &Paths, hook: &Hook) -> Result<(), Fault> {
+pub(super) async fn detach(netlink: &Handle, paths: &Paths, known: &KnownSlots, hook: &Hook) -> Result<(), Fault> {
     match hook {
-        Hook::Policy { id } => clear_slot(paths, *id),
+        Hook::Policy { id } => {
+            clear_slot(paths, *id)?;
+            known.cleared(*id);
+            Ok(())
+        }
         Hook::Device { link, .. } | Hook::Endpoint { link, .. } => {
             tcx::detach(&tcx::pin(paths, hook, link))?;
             if *link == IfName::gone() {
@@ -66,15 +105,11 @@ pub(super) async fn detach(netlink: &Handle, paths: &Paths, hook: &Hook) -> Resu
 
 /// Reads what is attached in the way that is wanted; what is attached in the other way counts as not attached.
 /// `observed` has devices and map rows already.
-///
-/// Looking into each of the 65,536 slots takes longer than everything else together. Nothing calls a slot whose
-/// endpoint has neither row nor pin, so `every_slot` is for the first reading of a process, which may find what another
-/// one left.
 pub(super) async fn read(
     netlink: &Handle,
     paths: &Paths,
     tcx: bool,
-    every_slot: bool,
+    known: &KnownSlots,
     loaded: &Loaded,
     observed: &mut Observed,
 ) -> Result<(), ReadError> {
@@ -83,14 +118,8 @@ pub(super) async fn read(
     } else {
         clsact::read(netlink, loaded, observed).await?;
     }
-    let known = || {
-        let with_hook = observed.state.hooks.keys().filter_map(|hook| match hook {
-            Hook::Endpoint { id, .. } => Some(*id),
-            _ => None,
-        });
-        clsact::endpoint_ids(&observed.state).into_values().chain(with_hook).collect::<BTreeSet<_>>()
-    };
-    let found = if every_slot { slots(paths, 0..=u16::MAX)? } else { slots(paths, known())? };
+    let found = slots(paths, known.to_look_into())?;
+    known.found(found.iter().map(|(id, _)| *id));
     for (id, program_id) in found {
         observed.state.hooks.insert(Hook::Policy { id }, loaded.set_of(Symbol::LxcPolicy, program_id));
     }

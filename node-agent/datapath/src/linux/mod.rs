@@ -26,7 +26,6 @@ mod tcx;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
 };
 
 use async_trait::async_trait;
@@ -37,7 +36,7 @@ use basal_runtime::{
 use futures::stream::BoxStream;
 use tokio::sync::Mutex;
 
-use self::{fault::Fault, maps::PinnedMaps};
+use self::{fault::Fault, hooks::KnownSlots, maps::PinnedMaps};
 use crate::{
     flows::MapUse,
     kernel::{Device, Kernel, KernelEvent, Observed, OpError, PodDevice, ReadError},
@@ -98,8 +97,7 @@ pub struct LinuxKernel {
     maps: PinnedMaps,
     /// Attach by tcx links.
     tcx: bool,
-    /// Whether anything was read yet.
-    has_read: AtomicBool,
+    slots: KnownSlots,
     /// Drives the netlink socket.
     connection: TaskHandle,
 }
@@ -121,7 +119,7 @@ impl LinuxKernel {
             lists: Mutex::new(()),
             maps,
             tcx,
-            has_read: AtomicBool::new(false),
+            slots: KnownSlots::default(),
             connection,
         })
     }
@@ -141,14 +139,12 @@ impl LinuxKernel {
         sysctl::read(&self.paths.sysctl, &mut observed.state)?;
         let loaded = programs::read(&self.paths)?;
         self.maps.read(maps, &mut observed.state)?;
-        let every_slot = !self.has_read.load(Ordering::Relaxed);
-        hooks::read(&self.netlink, &self.paths, self.tcx, every_slot, &loaded, &mut observed).await?;
+        hooks::read(&self.netlink, &self.paths, self.tcx, &self.slots, &loaded, &mut observed).await?;
         drop(turn);
         loaded.tell(&mut observed.state);
         let tables = nft::tables(&self.paths.nft).await?;
         observed.state.nft = nft::read(&self.paths.nft, &tables).await?;
         observed.state.forward = forward::read(&tables).await?;
-        self.has_read.store(true, Ordering::Relaxed);
         Ok(observed)
     }
 
@@ -165,8 +161,10 @@ impl LinuxKernel {
             Op::UnloadPrograms(hash) => programs::unload(&self.paths, *hash),
             Op::PutRow(row) => self.maps.put(row),
             Op::DeleteRow { map, key } => self.maps.delete(*map, key),
-            Op::Attach(hook, hash) => hooks::attach(&self.netlink, &self.paths, self.tcx, hook, *hash).await,
-            Op::Detach(hook) => hooks::detach(&self.netlink, &self.paths, hook).await,
+            Op::Attach(hook, hash) => {
+                hooks::attach(&self.netlink, &self.paths, self.tcx, &self.slots, hook, *hash).await
+            }
+            Op::Detach(hook) => hooks::detach(&self.netlink, &self.paths, &self.slots, hook).await,
             Op::SetRoute(key, route) => routes::set(&self.netlink, key, route).await,
             Op::DeleteRoute(key) => routes::delete(&self.netlink, key).await,
             Op::SetNft(name, table) => nft::set(&self.paths.nft, name, table).await,

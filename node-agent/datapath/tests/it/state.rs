@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use basal_datapath::{
+    diff::diff,
     kernel::{Kernel as _, KernelEvent, OpError},
     linux::maps::PinnedMaps,
     names::{IfName, REMOVAL_GROUP},
     op::Op,
-    plan::Peer,
+    plan::{NodePlan, Peer},
     rows::{self, MapId},
-    state::{LinkKind, NodeState, RouteKey},
+    state::{Hook, LinkKind, NodeState, RouteKey},
 };
 use basal_runtime::outcome::Outcome;
 use futures::StreamExt as _;
@@ -36,6 +37,39 @@ fn a_map_reads_alike_in_batches_and_row_by_row() {
             assert_eq!(Some(&rows), maps.rows_one_by_one(map).unwrap().as_ref(), "{map:?}");
             assert!(map != MapId::Ipcache || rows.len() > 10_000);
         }
+    });
+}
+
+/// As when its removal failed: nothing else is left that would lead to it.
+#[test]
+fn the_slot_of_a_pod_that_is_gone_is_seen_until_it_is_empty() {
+    sandbox(|bpffs| {
+        let mut node = node(bpffs, 1);
+        let _pod = node.add_pod(7, 4321);
+        let with_pod = node.plan.clone();
+        node.plan.endpoints.clear();
+        node.converge();
+        node.with(async |kernel| {
+            let slot = Hook::Policy { id: 7 };
+            let differences = async |plan: &NodePlan| {
+                let observed = kernel.read().await.unwrap();
+                diff(&plan.desired(&observed), &observed.state)
+            };
+            // The first reading looks into every slot.
+            assert_eq!(differences(&node.plan).await, []);
+            for plan in [&with_pod, &with_pod, &node.plan] {
+                for op in differences(plan).await {
+                    if op != Op::Detach(slot.clone()) {
+                        assert!(kernel.apply(&op).await.is_done(), "{op}");
+                    }
+                }
+            }
+            for _ in 0..2 {
+                assert_eq!(differences(&node.plan).await, [Op::Detach(slot.clone())]);
+            }
+            assert!(kernel.apply(&Op::Detach(slot)).await.is_done());
+            assert_eq!(differences(&node.plan).await, []);
+        });
     });
 }
 
