@@ -132,6 +132,8 @@ pub(super) struct Made {
     /// How it was made.
     pub(super) set: Op,
     pub(super) result: Result<Device, AttachError>,
+    /// Why there may be a part of an interface that could not be made.
+    pub(super) left: Option<Failure>,
     pub(super) answer: Answer<()>,
 }
 

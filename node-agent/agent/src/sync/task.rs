@@ -363,11 +363,11 @@ impl Task {
         let work = async move {
             // The semaphore is never closed.
             let permit = permits.acquire().await;
-            let result = make_link(&*kernel, &metrics, &endpoint.link, &set).await;
+            let (result, left) = make_link(&*kernel, &metrics, &endpoint.link, &set).await;
             drop(permit);
             if let Some(back) = back.upgrade() {
                 // Without a task the caller sees its answer dropped.
-                back.send(Message::Made(Box::new(Made { id, endpoint, set, result, answer })))
+                back.send(Message::Made(Box::new(Made { id, endpoint, set, result, left, answer })))
                     .await
                     .unwrap_or_default();
             }
@@ -377,8 +377,12 @@ impl Task {
 
     /// The interface of an endpoint is there, or cannot be made.
     fn made(&mut self, made: Made, batch: &mut Batch) {
-        let Made { id, endpoint, set, result, answer } = made;
+        let Made { id, endpoint, set, result, left, answer } = made;
         self.core.made(&endpoint.link);
+        if let Some(failure) = left {
+            // A comparison finds it.
+            self.fail(failure.to_string());
+        }
         match result {
             Ok(device) => {
                 self.core.applied(&set);
@@ -443,19 +447,24 @@ async fn apply(kernel: &dyn Kernel, metrics: &DatapathMetrics, op: &Op) -> Resul
     }
 }
 
-/// Makes an interface and reads it back.
+/// Makes an interface and reads it back. Where that fails it is removed, and the other answer says why it could not be.
 async fn make_link(
     kernel: &dyn Kernel,
     metrics: &DatapathMetrics,
     name: &IfName,
     set: &Op,
-) -> Result<Device, AttachError> {
-    if let Err(failure) = apply(kernel, metrics, set).await {
-        // What the kernel made of it before it failed must go as well. Where that fails the next comparison finds it.
-        apply(kernel, metrics, &Op::DeleteLinks([name.clone()].into())).await.unwrap_or_default();
-        return Err(failure.into());
-    }
-    kernel.device(name).await?.ok_or_else(|| AttachError::Vanished(name.to_string()))
+) -> (Result<Device, AttachError>, Option<Failure>) {
+    let made = async {
+        apply(kernel, metrics, set).await?;
+        kernel.device(name).await?.ok_or_else(|| AttachError::Vanished(name.to_string()))
+    };
+    let made = made.await;
+    let left = match made {
+        Ok(_) => None,
+        // The kernel may have made a part of it before it failed.
+        Err(_) => apply(kernel, metrics, &Op::DeleteLinks([name.clone()].into())).await.err(),
+    };
+    (made, left)
 }
 
 #[cfg(test)]

@@ -292,6 +292,18 @@ async fn a_record_that_may_have_been_written_is_removed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_interface_that_cannot_be_read_back_is_removed() {
+    let mut world = World::ready().await;
+    // After its record and the interface itself.
+    world.script.arm(&[Side::Node], &[Planned::refusal_of_a_read(2)]);
+    let (_, answer) = world.offer("c1", None).await;
+    let Answer::Error(AgentError::TryAgain { message }) = answer else { panic!("served: {answer:?}") };
+    assert!(message.contains("reading the kernel failed"), "{message}");
+    assert_eq!(world.leftovers(), [""; 0]);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_del_of_nothing_and_a_second_add_are_served() {
     let mut world = World::ready().await;
     assert_eq!(world.del("c1").await, Answer::Deleted);

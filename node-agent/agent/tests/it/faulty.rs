@@ -64,12 +64,15 @@ pub(crate) struct Call {
     pub(crate) faults: &'static [Fault],
 }
 
+/// What can go wrong at a read.
+const READ: [Fault; 2] = [Fault::CrashBefore, Fault::Refuse];
+
 /// What can go wrong at a write.
 const WRITE: [Fault; 5] = [Fault::CrashBefore, Fault::CrashAfter, Fault::Refuse, Fault::LoseRequest, Fault::LoseAnswer];
 
 impl Call {
     fn read(side: Side, text: impl Into<String>) -> Self {
-        Self { side, text: text.into(), faults: &[Fault::CrashBefore, Fault::Refuse] }
+        Self { side, text: text.into(), faults: &READ }
     }
 
     fn write(side: Side, text: impl Into<String>) -> Self {
@@ -101,6 +104,11 @@ impl Planned {
     /// The answer of a write is lost.
     pub(crate) fn lost_answer(call: usize) -> Self {
         Self { call, fault: WRITE.iter().position(|fault| *fault == Fault::LoseAnswer).unwrap() }
+    }
+
+    /// A read is refused.
+    pub(crate) fn refusal_of_a_read(call: usize) -> Self {
+        Self { call, fault: READ.iter().position(|fault| *fault == Fault::Refuse).unwrap() }
     }
 
     pub(crate) fn at(self, call: &Call) -> Fault {
