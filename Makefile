@@ -37,9 +37,10 @@ faults: ## explore SCHEDULES=N random schedules with faults from SEED=S on, or r
 	FAULTS_SCHEDULES='$(SCHEDULES)' FAULTS_SEED='$(SEED)' FAULTS_SCHEDULE='$(SCHEDULE)' cargo nextest run --workspace \
 		--profile faults --no-capture -E 'test(random_faults_in_random_schedules)'
 
-faults-agent: ## put PAIRS=N pairs of faults from SEED=S into each scenario of the agent, over each store, and let it die before each system call that changes a node (needs root; docs/testing.md)
+faults-agent: ## put PAIRS=N pairs of faults from SEED=S into each scenario of the agent, over each store, place each fault over the real kernel, and let it die before each system call that changes a node (needs root; docs/testing.md)
 	FAULTS_PAIRS='$(PAIRS)' FAULTS_SEED='$(SEED)' cargo nextest run --package basal-agent --no-capture -E 'test(pairs_of_faults)'
-	FAULTS_EVERY=1 cargo nextest run --package basal-datapath --profile faults --no-capture -E 'test(/^crashes::/)'
+	FAULTS_EVERY=1 cargo nextest run --package basal-agent --package basal-datapath --profile faults --no-capture \
+		-E 'test(/^faults::linux::|^crashes::/)'
 
 faults-mutants: ## break the code that ships in many places, and show which test notices (MUTANTS='…' for some of them)
 	cargo xtask mutants $(MUTANTS)

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -29,10 +29,12 @@ use basal_datapath::{
     state::{Link, LinkKind, PodSide},
 };
 use basal_ipam::names::NodeName;
-use basal_runtime::outcome::Outcome;
+use basal_runtime::{env::SharedEnv, outcome::Outcome};
 use futures::{StreamExt as _, stream, stream::BoxStream};
 use ipnet::IpNet;
 use tokio::sync::watch;
+
+use crate::machine::{Machine, NODE_ADDRESSES};
 
 /// The kernel of one node.
 pub(crate) struct ModelKernel {
@@ -61,7 +63,7 @@ struct AtWork {
 
 impl ModelKernel {
     /// A kernel with one device, which has these addresses.
-    pub(crate) fn new(addresses: &[&str]) -> Self {
+    fn new(addresses: &[&str]) -> Self {
         let plan = NodePlan {
             routers: Routers::default(),
             health_ips: Default::default(),
@@ -194,6 +196,37 @@ impl ModelKernel {
     /// Changes something behind the agent's back.
     pub(crate) fn tamper(&self, op: &Op) {
         self.core.lock().unwrap().applied(op);
+    }
+}
+
+impl Machine for Arc<ModelKernel> {
+    type Port = ModelKernel;
+
+    fn boot() -> Self {
+        Self::new(ModelKernel::new(&NODE_ADDRESSES))
+    }
+
+    fn reboot(&self) -> Self {
+        Self::boot()
+    }
+
+    fn port(&self, _env: &SharedEnv) -> Arc<Self::Port> {
+        Self::clone(self)
+    }
+
+    fn take_log(&self) -> Vec<Op> {
+        ModelKernel::take_log(self)
+    }
+
+    fn left(&self) -> Vec<String> {
+        let state = self.observed().state;
+        let links = state.links.keys().filter(|name| name.is_endpoint()).map(|name| format!("link {name}"));
+        let hooks = state.hooks.keys().filter(|hook| hook.link().is_none_or(|name| name.is_endpoint()));
+        let hooks = hooks.map(|hook| format!("hook {hook}"));
+        let rows = &state.maps[&MapId::Endpoints];
+        // Router, health and node have two addresses each.
+        let rows = (rows.len() != 6).then(|| format!("{} rows of endpoints", rows.len()));
+        links.chain(hooks).chain(rows).collect()
     }
 }
 

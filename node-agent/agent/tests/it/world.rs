@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     faulty::{Faulty, MortalEnv, Script, Wire, until_dead},
     kernel::ModelKernel,
+    machine::Machine,
 };
 
 /// How long anything may take in virtual time.
@@ -57,13 +58,14 @@ pub(crate) enum Source {
     CustomResources,
 }
 
-pub(crate) struct World {
+/// A node whose kernel is a model, or another machine.
+pub(crate) struct World<M = Arc<ModelKernel>> {
     source: Source,
     pub(crate) env: SharedEnv,
     /// Nobody talks to it where the records are in custom resources.
     pub(crate) kv: Arc<ModelKv>,
     pub(crate) objects: Arc<ModelObjects>,
-    pub(crate) kernel: Arc<ModelKernel>,
+    pub(crate) kernel: M,
     folder: TempDir,
     /// Further arguments of the next agent.
     pub(crate) arguments: Vec<&'static str>,
@@ -88,12 +90,29 @@ impl World {
 
     /// A cluster with one Node, `n1`, and no agent.
     pub(crate) async fn with(source: Source) -> Self {
+        Self::on(Machine::boot(), source).await
+    }
+
+    /// A cluster with etcd and an agent that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
+    pub(crate) async fn ready() -> Self {
+        Self::ready_with(Source::Etcd).await
+    }
+
+    /// A cluster with an agent that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
+    pub(crate) async fn ready_with(source: Source) -> Self {
+        Self::ready_on(Machine::boot(), source).await
+    }
+}
+
+impl<M: Machine> World<M> {
+    /// A cluster with one Node, `n1`, on a machine, and no agent.
+    async fn on(kernel: M, source: Source) -> Self {
         let env: SharedEnv = Arc::new(SeededEnv::new(7));
         let objects = Arc::new(ModelObjects::new(Arc::clone(&env)));
         let world = Self {
             source,
             kv: Arc::new(ModelKv::new(1)),
-            kernel: kernel(),
+            kernel,
             objects,
             env,
             arguments: Vec::new(),
@@ -116,17 +135,13 @@ impl World {
         world
     }
 
-    /// A cluster with etcd and an agent that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
-    pub(crate) async fn ready() -> Self {
-        Self::ready_with(Source::Etcd).await
-    }
-
-    /// A cluster with an agent that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
-    pub(crate) async fn ready_with(source: Source) -> Self {
-        let mut world = Self::with(source).await;
+    /// A cluster with an agent on a machine that is ready, and has blocks 10.0.1.0/24 and fd00::/120.
+    pub(crate) async fn ready_on(kernel: M, source: Source) -> Self {
+        let mut world = Self::on(kernel, source).await;
         world.start();
         world.grant(&["10.0.1.0/24", "fd00::/120"]).await;
         world.until_ready().await;
+        world.kernel.has_an_agent();
         world
     }
 
@@ -166,7 +181,7 @@ impl World {
             env: Arc::new(MortalEnv { env: Arc::clone(&self.env), dead: dead.clone() }),
             objects: Faulty::new(Arc::clone(&self.objects), &wire),
             store,
-            kernel: Faulty::new(Arc::clone(&self.kernel), &wire),
+            kernel: Faulty::new(self.kernel.port(&self.env), &wire),
             journal: Faulty::new(Arc::new(journal), &wire),
         };
         self.readiness = Readiness::new();
@@ -195,7 +210,7 @@ impl World {
     /// Starts the machine anew, without an agent: what the kernel held is gone.
     pub(crate) fn reboot(&mut self) {
         self.boots += 1;
-        self.kernel = kernel();
+        self.kernel = self.kernel.reboot();
     }
 
     /// Waits until an agent that died or gave up is gone, with all that it had sent on its way.
@@ -378,26 +393,16 @@ impl World {
         self.ask(Request::Del(DelRequest { attachment: attachment(container) })).await
     }
 
-    /// Everything of endpoints that there is: interfaces, rows, records, objects, journal.
+    /// Everything of endpoints that there is: records, objects, journal, and where none of them is left, interfaces and rows.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let observed = self.kernel.observed();
-        let links = observed.state.links.keys().filter(|name| name.is_endpoint()).map(|name| format!("link {name}"));
-        let hooks = observed.state.hooks.keys().filter(|hook| hook.link().is_none_or(|name| name.is_endpoint()));
-        let hooks = hooks.map(|hook| format!("hook {hook}"));
-        let rows = &observed.state.maps[&basal_datapath::rows::MapId::Endpoints];
-        // Router, health and node have two addresses each.
-        let rows = (rows.len() != 6).then(|| format!("{} rows of endpoints", rows.len()));
         let keys = self.keys("cilium/state/ip/").into_iter().chain(self.keys("cilium/state/identities/v1/value/"));
         let objects = self.objects.all(&resources::CILIUM_ENDPOINT).into_iter().map(|o| format!("object {}", o.key()));
         let journal = std::fs::read_dir(self.path("run/state/endpoints")).unwrap();
         let journal = journal.map(|entry| format!("journal {:?}", entry.unwrap().file_name()));
-        links.chain(hooks).chain(rows).chain(keys).chain(objects).chain(journal).collect()
+        let recorded: Vec<_> = keys.chain(objects).chain(journal).collect();
+        // To look into a real kernel takes longer than all that.
+        if recorded.is_empty() { self.kernel.left() } else { recorded }
     }
-}
-
-/// A kernel that was just started.
-fn kernel() -> Arc<ModelKernel> {
-    Arc::new(ModelKernel::new(&["172.18.0.1/16", "fc00::1/64"]))
 }
 
 /// A folder for the agent's files; in memory where there is such a place, because the journal waits for the disk.
