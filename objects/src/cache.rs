@@ -31,6 +31,23 @@ mod store;
 /// Reads what a cache keeps of an object; the error says which field is wrong.
 pub type Parse<T> = fn(&Object) -> Result<T, String>;
 
+/// What a cache is a copy of, and who keeps it.
+#[expect(missing_debug_implementations, reason = "holds trait objects")]
+pub struct Source<'a, T> {
+    /// Where the objects are.
+    pub objects: &'a Arc<dyn Objects>,
+    /// What runs the task that fills the cache.
+    pub env: &'a dyn Env,
+    /// Their kind.
+    pub resource: Resource,
+    /// Which of them.
+    pub scope: Scope,
+    /// What is kept of each.
+    pub parse: Parse<T>,
+    /// Holds from the first complete list on; later gaps do not take it back, since the copy stays usable.
+    pub ready: Guard,
+}
+
 /// A [`Store`] that a watch fills. Clones share it.
 pub struct Cache<T> {
     shared: Arc<Shared<T>>,
@@ -122,33 +139,19 @@ impl<T: Send + Sync + 'static> Cache<T> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A cache that a task fills for as long as the task lives. `ready` holds from the first complete list on; later
-    /// gaps do not take it back, since the copy stays usable.
-    pub fn follow(
-        objects: &Arc<dyn Objects>,
-        env: &dyn Env,
-        resource: Resource,
-        scope: &Scope,
-        parse: Parse<T>,
-        ready: Guard,
-    ) -> (Self, TaskHandle) {
-        let (cache, task) = Self::follow_when_asked(objects, env, resource, scope, parse, ready);
+    /// A cache that a task fills for as long as the task lives.
+    pub fn follow(source: Source<'_, T>) -> (Self, TaskHandle) {
+        let (cache, task) = Self::follow_when_asked(source);
         cache.ask();
         (cache, task)
     }
 
     /// The same for a cache that nothing is listed for before [`Cache::list`] or [`Cache::list_once`].
-    pub fn follow_when_asked(
-        objects: &Arc<dyn Objects>,
-        env: &dyn Env,
-        resource: Resource,
-        scope: &Scope,
-        parse: Parse<T>,
-        ready: Guard,
-    ) -> (Self, TaskHandle) {
+    pub fn follow_when_asked(source: Source<'_, T>) -> (Self, TaskHandle) {
+        let Source { objects, env, resource, scope, parse, ready } = source;
         let cache = Self::new(resource, parse);
         ready.not_ready("nothing was listed yet");
-        let fill = cache.clone().fill(Arc::clone(objects), scope.clone(), ready);
+        let fill = cache.clone().fill(Arc::clone(objects), scope, ready);
         let task = env.spawn(resource.plural, Box::pin(fill));
         (cache, task)
     }
@@ -401,12 +404,18 @@ mod tests {
         }
     }
 
+    /// All nodes of a server.
+    fn nodes<'a>(objects: &'a Arc<dyn Objects>, env: &'a SeededEnv, readiness: &Readiness) -> Source<'a, String> {
+        let (scope, ready) = (Scope::default(), readiness.guard("node cache"));
+        Source { objects, env, resource: NODE, scope, parse: name, ready }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn readiness_tells_why_the_first_list_is_missing_and_stays_after_it() {
         let ([tell], server) = server();
         let readiness = Readiness::new();
         let env = SeededEnv::new(1);
-        let (cache, task) = Cache::follow(&server, &env, NODE, &Scope::default(), name, readiness.guard("node cache"));
+        let (cache, task) = Cache::follow(nodes(&server, &env, &readiness));
         let forbidden = ReadError::Forbidden("no".into());
         tell.unbounded_send(Err(forbidden.clone())).unwrap();
         while cache.failure().is_none() {
@@ -433,8 +442,7 @@ mod tests {
     async fn a_cache_that_is_asked_lists_anew_and_waits_for_that_list() {
         let ([first, second], server) = server();
         let (env, readiness) = (SeededEnv::new(1), Readiness::new());
-        let (cache, _task) =
-            Cache::follow_when_asked(&server, &env, NODE, &Scope::default(), name, readiness.guard("node cache"));
+        let (cache, _task) = Cache::follow_when_asked(nodes(&server, &env, &readiness));
         let listed = |tell: &Tell, names: &[&str]| {
             tell.unbounded_send(Ok(ObjectEvent::Restarted)).unwrap();
             for name in names {
@@ -468,7 +476,7 @@ mod tests {
     async fn whoever_waits_for_a_list_is_told_that_it_failed() {
         let ([first, second, third], server) = server();
         let (env, readiness) = (SeededEnv::new(1), Readiness::new());
-        let (cache, _task) = Cache::follow(&server, &env, NODE, &Scope::default(), name, readiness.guard("node cache"));
+        let (cache, _task) = Cache::follow(nodes(&server, &env, &readiness));
         let in_sync = [ObjectEvent::Restarted, ObjectEvent::InSync];
         in_sync.clone().into_iter().for_each(|event| first.unbounded_send(Ok(event)).unwrap());
         cache.wait_synced().await;

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use basal_crds::resources::LedgerStore;
 use basal_ipam::{config::PoolConfig, names::NodeName};
 use basal_objects::{
-    cache::{Cache, Changes},
+    cache::{Cache, Changes, Source},
     events::{self, EventRecorder},
     leadership::{Elector, Leadership, LeadershipOptions, Term, TermId},
     ledger,
@@ -158,25 +158,23 @@ impl Operator {
     /// when its term begins.
     fn follow(&self, tasks: &mut Tasks) -> Views {
         let Ports { env, objects, store, .. } = &self.ports;
-        let all = Scope::default();
-        let guard = |name| self.readiness.guard(name);
-        let (nodes, task) = Cache::follow_when_asked(
+        let (nodes, task) = Cache::follow_when_asked(Source {
             objects,
-            env.as_ref(),
-            resources::NODE,
-            &all,
-            Packed::<NodeFacts>::new,
-            guard("cache of Nodes"),
-        );
+            env: env.as_ref(),
+            resource: resources::NODE,
+            scope: Scope::default(),
+            parse: Packed::<NodeFacts>::new,
+            ready: self.readiness.guard("cache of Nodes"),
+        });
         tasks.0.push(task);
-        let (cilium_nodes, task) = Cache::follow_when_asked(
+        let (cilium_nodes, task) = Cache::follow_when_asked(Source {
             objects,
-            env.as_ref(),
-            resources::CILIUM_NODE,
-            &all,
-            Packed::<CiliumNodeFacts>::new,
-            guard("cache of CiliumNodes"),
-        );
+            env: env.as_ref(),
+            resource: resources::CILIUM_NODE,
+            scope: Scope::default(),
+            parse: Packed::<CiliumNodeFacts>::new,
+            ready: self.readiness.guard("cache of CiliumNodes"),
+        });
         tasks.0.push(task);
         let (records, task) = store.follow(env, &self.readiness);
         tasks.0.extend(task);

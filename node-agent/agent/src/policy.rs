@@ -6,7 +6,7 @@ use std::{
 };
 
 use basal_objects::{
-    cache::Cache,
+    cache::{Cache, Source},
     events::{EventRecorder, EventType, Happening, Regarding},
     object::{Object, ObjectKey, Resource, resources::NETWORK_POLICY},
     port::{Objects, Scope},
@@ -87,8 +87,14 @@ impl Policies {
         let apart = Readiness::new();
         let mut tasks = Vec::new();
         for resource in KINDS {
-            let guard = apart.guard(resource.kind);
-            let (cache, task) = Cache::follow(objects, &**env, resource, &Scope::default(), Version::parse, guard);
+            let (cache, task) = Cache::follow(Source {
+                objects,
+                env: &**env,
+                resource,
+                scope: Scope::default(),
+                parse: Version::parse,
+                ready: apart.guard(resource.kind),
+            });
             tasks.push(task);
             let (policies, events, metrics, stop) = (self.clone(), events.clone(), metrics.clone(), stop.clone());
             let follow = async move { policies.follow(resource, &cache, &events, &metrics).await };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use basal_objects::{
-    cache::{Cache, Version},
+    cache::{Cache, Source, Version},
     object::{
         Object, ObjectKey,
         resources::{CILIUM_NODE, NODE},
@@ -71,8 +71,15 @@ async fn a_cache_survives_an_outage_in_which_the_watched_revision_is_lost() {
         created(&*objects, name).await;
     }
     let readiness = Readiness::new();
-    let guard = readiness.guard("node cache");
-    let (cache, task) = Cache::follow(&objects, env().as_ref(), NODE, &Scope::default(), label, guard);
+    let (scope, ready) = (Scope::default(), readiness.guard("node cache"));
+    let (cache, task) = Cache::follow(Source {
+        objects: &objects,
+        env: env().as_ref(),
+        resource: NODE,
+        scope,
+        parse: label,
+        ready,
+    });
     within("the first list", cache.wait_synced()).await;
     within("readiness", readiness.ready()).await;
     let changes = cache.subscribe();

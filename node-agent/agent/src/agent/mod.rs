@@ -35,7 +35,7 @@ use basal_ipam::{
 };
 use basal_kvstore::directory::NoNodeAddress;
 use basal_objects::{
-    cache::Cache,
+    cache::{Cache, Source},
     events::{EventRecorder, Reporter},
     object::{
         ObjectKey,
@@ -338,8 +338,8 @@ impl Agent {
         parse: basal_objects::cache::Parse<T>,
         guard: &'static str,
     ) -> Cache<T> {
-        let guard = self.readiness.guard(guard);
-        Cache::follow(&self.ports.objects, &*self.ports.env, resource, scope, parse, guard).0
+        let (objects, env, ready) = (&self.ports.objects, &*self.ports.env, self.readiness.guard(guard));
+        Cache::follow(Source { objects, env, resource, scope: scope.clone(), parse, ready }).0
     }
 
     /// Steps 1 and 2.
