@@ -5,8 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use tower::util::MapRequestLayer;
+
+use super::watch::begin_at_quorum;
 
 /// How long a connection may take to be made, before another URL is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,14 +69,18 @@ pub(super) async fn clients(flags: &KubeFlags, name: &str) -> Result<Vec<Client>
     let agent = HeaderValue::try_from(format!("{name}/{}", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent.map_err(|_error| ConnectError::Name(name.to_owned()))?));
     if flags.k8s_api_server_urls.is_empty() {
-        return Ok(vec![Client::try_from(config)?]);
+        return Ok(vec![client(config)?]);
     }
     let mut clients = Vec::new();
     for url in &flags.k8s_api_server_urls {
         let cluster_url = url.parse().map_err(|cause| ConnectError::Url { url: url.clone(), cause })?;
         let mut config = config.clone();
         config.cluster_url = cluster_url;
-        clients.push(Client::try_from(config)?);
+        clients.push(client(config)?);
     }
     Ok(clients)
+}
+
+fn client(config: Config) -> kube::Result<Client> {
+    Ok(ClientBuilder::try_from(config)?.with_layer(&MapRequestLayer::new(begin_at_quorum)).build())
 }

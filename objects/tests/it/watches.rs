@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use basal_e2e::servers::{ApiServer, ApiServerOptions};
 use basal_objects::{
     cache::{Cache, Source, Version},
     object::{
@@ -55,12 +56,25 @@ async fn a_watch_begins_with_a_list_and_goes_on_with_changes() {
     let mut forbidden = nobody.watch(NODE, &Scope::default());
     let mut unknown = objects.watch(CILIUM_NODE, &Scope::default());
     for _attempt in 0..2 {
-        assert_eq!(forbidden.next().await, Some(Ok(ObjectEvent::Restarted)));
         assert!(matches!(forbidden.next().await, Some(Err(ReadError::Forbidden(_)))));
-        assert_eq!(unknown.next().await, Some(Ok(ObjectEvent::Restarted)));
         let missing = ReadError::UnknownKind("ciliumnodes.cilium.io".to_owned());
         assert_eq!(unknown.next().await, Some(Err(missing)));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_streams_no_lists_is_watched_alike() {
+    let args = vec!["--feature-gates=WatchList=false".to_owned()];
+    let server = ApiServer::start(ApiServerOptions { args, ..ApiServerOptions::default() }).unwrap();
+    let objects = connect(&server, "admin").await;
+    let first = created(&objects, "a").await;
+    let mut watch = objects.watch(NODE, &Scope::default());
+    let mut next = async || within("an event", watch.next()).await.unwrap();
+    assert_eq!(next().await, Ok(ObjectEvent::Restarted));
+    assert_eq!(next().await, Ok(ObjectEvent::Listed(first)));
+    assert_eq!(next().await, Ok(ObjectEvent::InSync));
+    let second = created(&objects, "b").await;
+    assert_eq!(next().await, Ok(ObjectEvent::Applied(second)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,14 +86,8 @@ async fn a_cache_survives_an_outage_in_which_the_watched_revision_is_lost() {
     }
     let readiness = Readiness::new();
     let (scope, ready) = (Scope::default(), readiness.guard("node cache"));
-    let (cache, task) = Cache::follow(Source {
-        objects: &objects,
-        env: env().as_ref(),
-        resource: NODE,
-        scope,
-        parse: label,
-        ready,
-    });
+    let (cache, task) =
+        Cache::follow(Source { objects: &objects, env: env().as_ref(), resource: NODE, scope, parse: label, ready });
     within("the first list", cache.wait_synced()).await;
     within("readiness", readiness.ready()).await;
     let changes = cache.subscribe();

@@ -13,6 +13,7 @@ use crate::conformance::{Departure, holds, next, read, same};
 pub(super) fn cases() -> Vec<Case<ObjectsFixture>> {
     super::super::cases![
         a_watch_lists_first,
+        a_watch_lists_every_answered_write,
         a_watch_tells_every_change,
         a_watch_shows_what_the_write_answered,
         an_object_enters_and_leaves_a_label_selection,
@@ -52,6 +53,17 @@ async fn list(watch: &mut Watch) -> Verdict<Vec<Object>> {
 async fn a_watch_lists_first(f: &ObjectsFixture) -> Verdict {
     let (a, b) = (f.widget("a").await?, f.widget("b").await?);
     same("list", list(&mut f.objects.watch(WIDGET, &f.scope())).await?, [a, b])
+}
+
+async fn a_watch_lists_every_answered_write(f: &ObjectsFixture) -> Verdict {
+    let mut written = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        written.push(f.widget(name).await?);
+        same("list", list(&mut f.objects.watch(WIDGET, &f.scope())).await?.len(), written.len())?;
+    }
+    let changed = done("patch", f.patch(WIDGET, &written[0], json!({"spec": {"size": 2}})).await)?;
+    written[0] = changed;
+    same("list", list(&mut f.objects.watch(WIDGET, &f.scope())).await?, written)
 }
 
 async fn a_watch_tells_every_change(f: &ObjectsFixture) -> Verdict {
