@@ -280,6 +280,11 @@ impl Task {
         if let Some((_, failure)) = failed.first() {
             self.fail(failure.to_string());
         }
+        self.tell_devices();
+    }
+
+    /// Tells on which devices programs masquerade, when those are others than before.
+    fn tell_devices(&self) {
         let devices = self.core.masquerade_devices();
         self.report.send_if_modified(|report| {
             let changed = report.masquerade_devices != devices;
@@ -339,6 +344,7 @@ impl Task {
         self.retry = None;
         self.failures.reset();
         self.schedule(whole);
+        self.tell_devices();
         self.report.send_modify(|report| {
             report.complete = true;
             report.problem.clear();
