@@ -49,6 +49,7 @@ soak: export SOAK_SECONDS ?= 300
 soak: setup ## kill, pause and cut off operators and servers for SOAK_SECONDS (300), in the order of SEED; take agents, servers, runtimes, kubelets and records away and change the store under traffic, do without a tunnel (needs root)
 	$(E2E) test --exact kills_and_cuts_break_nothing
 	$(E2E) test --exact forwarding_goes_on_without_an_agent
+	$(E2E) test --exact without_etcd_records_are_custom_resources
 	$(E2E) test --exact the_store_changes_under_pods
 	$(E2E) test --exact packets_travel_without_a_tunnel
 

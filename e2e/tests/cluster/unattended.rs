@@ -17,7 +17,7 @@ use crate::kills::SECONDS;
 use crate::suite::values;
 use crate::tampering::{self, What};
 use crate::upgrade::{self, Version};
-use crate::view::{agent_pod, basal, eventually, knows_the_others, node_key};
+use crate::view::{agent_pod, basal, eventually, knows_the_others, node_key, text};
 use crate::workload::{delete, waiting_pod};
 
 const AGENTS: &str = "daemonset/basal-agent";
@@ -46,6 +46,8 @@ enum Outage {
     IpcacheTampered,
     /// Somebody deletes every key of a node.
     NodeDeletedByHand,
+    /// Somebody deletes a node's CiliumNode, its CiliumEndpoints and their CiliumIdentities.
+    ObjectsDeletedByHand,
     /// Somebody revokes every lease: the keys under them go.
     LeasesRevoked,
     /// No agent runs for two minutes.
@@ -66,59 +68,91 @@ enum Outage {
     KubeletKilled,
 }
 
-/// Those that are over soon.
-const SHORT: [Outage; 6] = [
-    Outage::AgentKilled,
-    Outage::NodesTampered,
-    Outage::Upgraded,
-    Outage::Downgraded,
-    Outage::NodeDeletedByHand,
-    Outage::EtcdEmptied,
-];
+/// What goes away where a cluster keeps its records.
+struct Outages {
+    /// Those that are over soon.
+    short: &'static [Outage],
+    all: &'static [Outage],
+}
 
-const ALL: [Outage; 16] = [
-    Outage::AgentKilled,
-    Outage::NodesTampered,
-    Outage::IpcacheTampered,
-    Outage::Upgraded,
-    Outage::Downgraded,
-    Outage::DaemonSetRolled,
-    Outage::NodeDeletedByHand,
-    Outage::LeasesRevoked,
-    Outage::AgentsAway,
-    Outage::ApiAway,
-    Outage::EtcdAway,
-    Outage::EtcdEmptied,
-    Outage::EtcdRestored,
-    Outage::RuntimeKilled,
-    Outage::KubeletKilled,
-    Outage::AgentKilledOften,
-];
+const WITH_ETCD: Outages = Outages {
+    short: &[
+        Outage::AgentKilled,
+        Outage::NodesTampered,
+        Outage::Upgraded,
+        Outage::Downgraded,
+        Outage::NodeDeletedByHand,
+        Outage::EtcdEmptied,
+    ],
+    all: &[
+        Outage::AgentKilled,
+        Outage::NodesTampered,
+        Outage::IpcacheTampered,
+        Outage::Upgraded,
+        Outage::Downgraded,
+        Outage::DaemonSetRolled,
+        Outage::NodeDeletedByHand,
+        Outage::LeasesRevoked,
+        Outage::AgentsAway,
+        Outage::ApiAway,
+        Outage::EtcdAway,
+        Outage::EtcdEmptied,
+        Outage::EtcdRestored,
+        Outage::RuntimeKilled,
+        Outage::KubeletKilled,
+        Outage::AgentKilledOften,
+    ],
+};
+
+const WITHOUT_ETCD: Outages = Outages {
+    short: &[Outage::NodesTampered, Outage::ObjectsDeletedByHand],
+    all: &[
+        Outage::NodesTampered,
+        Outage::IpcacheTampered,
+        Outage::Upgraded,
+        Outage::Downgraded,
+        Outage::DaemonSetRolled,
+        Outage::ObjectsDeletedByHand,
+        Outage::AgentsAway,
+        Outage::ApiAway,
+    ],
+};
 
 /// No packet is lost, whatever is away, and afterwards etcd, objects and maps are as they were.
 pub(crate) fn forwarding_goes_on(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let mut flow = Flow::start(cluster)?;
-    let result = outages(cluster, &mut flow);
-    result.and(flow.stop(cluster))
+    WITH_ETCD.happen(cluster, &values())
 }
 
-fn outages(cluster: &Cluster, flow: &mut Flow) -> anyhow::Result<()> {
-    let saved = cluster.save_etcd()?;
-    let state = State::read(cluster)?;
-    let outages: &[Outage] = if env::var_os(SECONDS).is_some() { &ALL } else { &SHORT };
-    for outage in outages {
-        let watch = Stopwatch::start();
-        outage.happen(cluster, &saved).with_context(|| format!("{outage:?}"))?;
-        eventually(&format!("all to be as before ({outage:?})"), || state.is_there(cluster))?;
-        flow.check(cluster).with_context(|| format!("{outage:?}"))?;
-        say(format!("  {outage:?}: {} s", watch.elapsed().as_secs()));
+/// The same in a cluster whose records are custom resources, installed with these values.
+pub(crate) fn forwarding_goes_on_without_etcd(cluster: &Cluster, values: &Value) -> anyhow::Result<()> {
+    WITHOUT_ETCD.happen(cluster, values)
+}
+
+impl Outages {
+    fn happen(&self, cluster: &Cluster, values: &Value) -> anyhow::Result<()> {
+        let mut flow = Flow::start(cluster)?;
+        let result = self.under(&mut flow, cluster, values);
+        result.and(flow.stop(cluster))
     }
-    Ok(())
+
+    fn under(&self, flow: &mut Flow, cluster: &Cluster, values: &Value) -> anyhow::Result<()> {
+        let saved = cluster.save_etcd()?;
+        let state = State::read(cluster)?;
+        let outages = if env::var_os(SECONDS).is_some() { self.all } else { self.short };
+        for outage in outages {
+            let watch = Stopwatch::start();
+            outage.happen(cluster, values, &saved).with_context(|| format!("{outage:?}"))?;
+            eventually(&format!("all to be as before ({outage:?})"), || state.is_there(cluster))?;
+            flow.check(cluster).with_context(|| format!("{outage:?}"))?;
+            say(format!("  {outage:?}: {} s", watch.elapsed().as_secs()));
+        }
+        Ok(())
+    }
 }
 
 impl Outage {
     /// Lets it happen; answers when it is over.
-    fn happen(self, cluster: &Cluster, saved: &SavedEtcd) -> anyhow::Result<()> {
+    fn happen(self, cluster: &Cluster, values: &Value, saved: &SavedEtcd) -> anyhow::Result<()> {
         match self {
             Self::AgentKilled => kill_agent(cluster, "n1").and_then(|()| kill_agent(cluster, "n2")),
             Self::AgentKilledOften => (0..20).try_for_each(|turn| kill_agent(cluster, ["n1", "n2"][turn % 2])),
@@ -131,11 +165,12 @@ impl Outage {
                 cluster.kubectl()?.args(["rollout", "restart", "-n", NAMESPACE, AGENTS]).done()?;
                 cluster.wait_rollout(NAMESPACE, AGENTS, ROLLOUT)
             }
-            Self::Upgraded => install(cluster, Version::Next),
-            Self::Downgraded => install(cluster, Version::This),
+            Self::Upgraded => install(cluster, Version::Next, values),
+            Self::Downgraded => install(cluster, Version::This, values),
             Self::NodesTampered => tampering::happens(cluster, What::Node),
             Self::IpcacheTampered => tampering::happens(cluster, What::Ipcache),
             Self::NodeDeletedByHand => delete_keys_of(cluster, "n2"),
+            Self::ObjectsDeletedByHand => delete_objects_of(cluster, "n2"),
             Self::LeasesRevoked => revoke_leases(cluster),
             Self::ApiAway => away(cluster, Server::Api),
             Self::EtcdAway => compact(cluster).and_then(|()| away(cluster, Server::Etcd)),
@@ -148,8 +183,8 @@ impl Outage {
 }
 
 /// Installs a version, whose programs then deliver.
-fn install(cluster: &Cluster, version: Version) -> anyhow::Result<()> {
-    upgrade::to(cluster, version, values())?;
+fn install(cluster: &Cluster, version: Version, values: &Value) -> anyhow::Result<()> {
+    upgrade::to(cluster, version, values.clone())?;
     upgrade::delivers(cluster, "n1", version)
 }
 
@@ -285,6 +320,22 @@ fn delete_keys_of(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     }
     ensure!(deleted >= 3, "{node} had {deleted} keys");
     Ok(())
+}
+
+/// Deletes what tells others of a node, its pods and their identities.
+fn delete_objects_of(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
+    let address = cluster.node(node)?.addresses()[0].to_string();
+    let endpoints = cluster.list(&["ciliumendpoints", "-A"])?;
+    let (mut pods, mut identities) = (0, BTreeSet::new());
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint["status"]["networking"]["node"] == address) {
+        let (namespace, name) = (text(endpoint, "/metadata/namespace")?, text(endpoint, "/metadata/name")?);
+        cluster.kubectl()?.args(["delete", "ciliumendpoint", "-n", namespace, name]).done()?;
+        identities.insert(endpoint["status"]["identity"]["id"].to_string());
+        pods += 1;
+    }
+    ensure!(pods >= 1, "{node} had no CiliumEndpoint");
+    cluster.kubectl()?.args(["delete", "ciliumidentity"]).args(&identities).done()?;
+    cluster.kubectl()?.args(["delete", "ciliumnode", node]).done()
 }
 
 fn revoke_leases(cluster: &Cluster) -> anyhow::Result<()> {

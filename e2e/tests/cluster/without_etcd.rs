@@ -11,11 +11,13 @@ use crate::masquerade;
 use crate::observer::check;
 use crate::suite::{on_its_own, values};
 use crate::traffic::{Capture, identities, identities_on_the_wire, reach, rows};
+use crate::unattended;
 use crate::view::{all_know_the_others, basal, eventually, keys, knows_the_others, pod_cidrs};
 use crate::workload::{Checks, Pod, delete, deploy};
 
 /// Boots a cluster of its own: every node is served and known to the others, pods talk across nodes with their identity
-/// on the wire and reach the outside, sixty pods come and go, a node goes for good. Nobody ever wrote to etcd.
+/// on the wire and reach the outside, sixty pods come and go, somebody tampers under traffic (in a soak, versions change
+/// too), a node goes for good. Nobody ever wrote to etcd.
 pub(crate) fn records_are_objects() -> anyhow::Result<()> {
     on_its_own("none", without_etcd(), exercise)
 }
@@ -38,6 +40,7 @@ fn exercise(cluster: &mut Cluster) -> anyhow::Result<()> {
     delete(cluster, &["deployment", "churn"])?;
     pods_are_gone(cluster, "churn")?;
     eventually("every trace of the pods to go", || before.are_all_that_is_left(cluster))?;
+    unattended::forwarding_goes_on_without_etcd(cluster, &without_etcd())?;
     // Others forget the node after half a minute; what happens meanwhile takes about as long.
     cluster.remove_node("n3", true)?;
     let pods = deploy(cluster, "green", 2)?;
