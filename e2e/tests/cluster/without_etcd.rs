@@ -13,10 +13,10 @@ use crate::suite::{on_its_own, values};
 use crate::traffic::{Capture, identities, identities_on_the_wire, reach, rows};
 use crate::unattended;
 use crate::view::{all_know_the_others, basal, eventually, keys, knows_the_others, pod_cidrs};
-use crate::workload::{Checks, Pod, delete, deploy};
+use crate::workload::{Checks, Pod, delete, deploy, in_url};
 
-/// Boots a cluster of its own: every node is served and known to the others, pods talk across nodes with their identity
-/// on the wire and reach the outside, sixty pods come and go, somebody tampers under traffic (in a soak, versions change
+/// Boots a cluster of its own: every node is served and known to the others, pods talk across nodes, past the stack, with
+/// their identity on the wire and reach the outside, sixty pods come and go, somebody tampers under traffic (in a soak, versions change
 /// too), a node goes for good. Nobody ever wrote to etcd.
 pub(crate) fn records_are_objects() -> anyhow::Result<()> {
     on_its_own("none", without_etcd(), exercise)
@@ -25,7 +25,7 @@ pub(crate) fn records_are_objects() -> anyhow::Result<()> {
 fn without_etcd() -> Value {
     let mut values = values();
     values["etcd"] = json!({"enabled": false});
-    values["bpf"] = json!({"masquerade": true});
+    values["bpf"] = json!({"masquerade": true, "hostLegacyRouting": false});
     values
 }
 
@@ -45,6 +45,7 @@ fn exercise(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.remove_node("n3", true)?;
     let pods = deploy(cluster, "green", 2)?;
     everybody_talks(cluster, &pods)?;
+    went_past_the_stack(cluster, &pods)?;
     masquerade::by_programs(cluster, &pods)?;
     delete(cluster, &["deployment", "green"])?;
     for node in cluster.nodes()? {
@@ -70,6 +71,18 @@ fn every_node_is_served(cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     all_know_the_others(cluster)
+}
+
+/// What each pod just opened to the other in each family was noted on its node.
+fn went_past_the_stack(cluster: &Cluster, pods: &[Pod]) -> anyhow::Result<()> {
+    for pod in pods {
+        let direct = basal(cluster, &pod.node, &["bpf", "direct", "list"])?;
+        for address in &pod.addresses {
+            let from = format!("TCP OUT {}:", in_url(address));
+            ensure!(direct.lines().any(|line| line.starts_with(&from)), "nothing of {address} in\n{direct}");
+        }
+    }
+    Ok(())
 }
 
 /// Both pods reach each other, over both families, with the identity of their labels as VNI. Two agents that see labels for
