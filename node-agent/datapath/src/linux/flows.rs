@@ -79,6 +79,32 @@ where
         }
     }
 
+    /// Takes away the rows of connections that are over, and tells of each right after; answers how full the map is then.
+    fn end<T: Tuple, R: FromBytes>(
+        &mut self,
+        is_over: impl Fn(&R, u64) -> bool,
+        mut ended: impl FnMut(&T) -> io::Result<()>,
+    ) -> io::Result<MapUse> {
+        let (at, mut rows, mut over) = (now()?, 0, Vec::new());
+        self.each(|key, row| {
+            rows += 1;
+            if is_over(&read(row)?, at.as_secs()) {
+                over.push(read::<T>(key)?);
+            }
+            Ok(())
+        })?;
+        let mut deleted = 0;
+        for key in over {
+            // A packet may have come by since.
+            let Some(row) = self.get(&key)? else { continue };
+            if is_over(&read(&row)?, now()?.as_secs()) && self.remove(&key)? {
+                deleted += 1;
+                ended(&key)?;
+            }
+        }
+        Ok(self.as_used(rows, deleted))
+    }
+
     fn as_used(&self, rows: usize, deleted: usize) -> MapUse {
         MapUse { map: self.name, rows: rows.saturating_sub(deleted), max: self.max, deleted }
     }
@@ -113,25 +139,8 @@ fn collect_direct<T: Tuple, const K: usize>(maps: &PinnedMaps, spec: &MapSpec) -
 where
     [u8; K]: Pod,
 {
-    const VALUE: usize = size_of::<DirectConnection>();
-    let Some(mut notes) = FlowMap::<K, VALUE>::open(maps, spec)? else { return Ok(None) };
-    let (at, mut rows, mut over) = (now()?, 0, Vec::new());
-    notes.each(|key, row| {
-        rows += 1;
-        if read::<DirectConnection>(row)?.is_over(at.as_secs()) {
-            over.push(read::<T>(key)?);
-        }
-        Ok(())
-    })?;
-    let mut deleted = 0;
-    for key in over {
-        // Its ports may be those of another one by now.
-        let row = notes.get(&key)?.map(|row| read::<DirectConnection>(&row)).transpose()?;
-        if row.is_some_and(|row| row.is_over(at.as_secs())) {
-            deleted += usize::from(notes.remove(&key)?);
-        }
-    }
-    Ok(Some(notes.as_used(rows, deleted)))
+    let notes = FlowMap::<K, { size_of::<DirectConnection>() }>::open(maps, spec)?;
+    notes.map(|mut notes| notes.end::<T, DirectConnection>(DirectConnection::is_over, |_| Ok(()))).transpose()
 }
 
 fn collect_family<T: Tuple, N: NatEntry, const K: usize, const V: usize>(
@@ -173,28 +182,16 @@ where
     [u8; K]: Pod,
     [u8; V]: Pod,
 {
-    let (at, mut rows, mut over) = (now()?, 0, Vec::new());
-    connections.each(|key, entry| {
-        rows += 1;
-        if read::<CtEntry>(entry)?.is_over(at.as_secs()) {
-            over.push(read::<T>(key)?);
-        }
-        Ok(())
-    })?;
-    let (mut deleted, mut translations) = (0, 0);
-    for key in over {
-        // A packet may have come by since.
-        let Some(entry) = connections.get(&key)? else { continue };
-        if !read::<CtEntry>(&entry)?.is_over(now()?.as_secs()) || !connections.remove(&key)? {
-            continue;
-        }
-        deleted += 1;
-        let Some(found) = nat.get(&key.with_addresses_swapped())?.filter(|_| key.flags() == DIR_OUT) else { continue };
-        for key in translations_of(&key, read::<N>(&found)?.to()) {
+    let mut translations = 0;
+    used.push(connections.end::<T, CtEntry>(CtEntry::is_over, |key| {
+        let Some(found) = nat.get(&key.with_addresses_swapped())?.filter(|_| key.flags() == DIR_OUT) else {
+            return Ok(());
+        };
+        for key in translations_of(key, read::<N>(&found)?.to()) {
             translations += usize::from(nat.remove(&key)?);
         }
-    }
-    used.push(connections.as_used(rows, deleted));
+        Ok(())
+    })?);
     Ok(translations)
 }
 
