@@ -1,6 +1,7 @@
 //! The same over the kernel of the machine that this runs on: needs root. `FAULTS_EVERY=1` tries every fault.
 
 use super::{
+    every_scenario,
     laboratory::{Laboratory, Place},
     number,
     scenario::Scenario,
@@ -20,42 +21,4 @@ fn explore(scenario: Scenario, node: &[Source]) {
     });
 }
 
-#[test]
-fn one_pod() {
-    explore(Scenario::Add, &[Source::CustomResources]);
-}
-
-#[test]
-fn a_second_add() {
-    explore(Scenario::AddTwice, &[Source::Etcd]);
-}
-
-#[test]
-fn two_pods_of_one_name() {
-    explore(Scenario::OneName, &[Source::Etcd]);
-}
-
-#[test]
-fn deletes_of_nothing() {
-    explore(Scenario::DelAlone, &[Source::Etcd]);
-}
-
-#[test]
-fn a_runtime_that_is_killed() {
-    explore(Scenario::NoRuntime, &[Source::Etcd]);
-}
-
-#[test]
-fn a_collection() {
-    explore(Scenario::Gc, &[Source::Etcd]);
-}
-
-#[test]
-fn a_restart() {
-    explore(Scenario::Restart, &[Source::Etcd, Source::CustomResources]);
-}
-
-#[test]
-fn a_reboot() {
-    explore(Scenario::Reboot, &[Source::Etcd]);
-}
+every_scenario!();

@@ -15,6 +15,52 @@ use self::{
 };
 use crate::{faulty::Side, kernel::ModelKernel, world::Source};
 
+/// A test for each scenario, over the machines of the module's `explore`.
+macro_rules! every_scenario {
+    () => {
+        #[test]
+        fn one_pod() {
+            explore(Scenario::Add, &[Source::CustomResources]);
+        }
+
+        #[test]
+        fn a_second_add() {
+            explore(Scenario::AddTwice, &[Source::Etcd]);
+        }
+
+        #[test]
+        fn two_pods_of_one_name() {
+            explore(Scenario::OneName, &[Source::Etcd]);
+        }
+
+        #[test]
+        fn deletes_of_nothing() {
+            explore(Scenario::DelAlone, &[Source::Etcd]);
+        }
+
+        #[test]
+        fn a_runtime_that_is_killed() {
+            explore(Scenario::NoRuntime, &[Source::Etcd]);
+        }
+
+        #[test]
+        fn a_collection() {
+            explore(Scenario::Gc, &[Source::Etcd]);
+        }
+
+        #[test]
+        fn a_restart() {
+            explore(Scenario::Restart, &[Source::Etcd, Source::CustomResources]);
+        }
+
+        #[test]
+        fn a_reboot() {
+            explore(Scenario::Reboot, &[Source::Etcd]);
+        }
+    };
+}
+use every_scenario;
+
 fn laboratory() -> Laboratory<Arc<ModelKernel>> {
     Laboratory::new(1)
 }
@@ -23,45 +69,7 @@ fn explore(scenario: Scenario, node: &[Source]) {
     Place::of(scenario, node).for_each(|place| laboratory().explore(place));
 }
 
-#[test]
-fn one_pod() {
-    explore(Scenario::Add, &[Source::CustomResources]);
-}
-
-#[test]
-fn a_second_add() {
-    explore(Scenario::AddTwice, &[Source::Etcd]);
-}
-
-#[test]
-fn two_pods_of_one_name() {
-    explore(Scenario::OneName, &[Source::Etcd]);
-}
-
-#[test]
-fn deletes_of_nothing() {
-    explore(Scenario::DelAlone, &[Source::Etcd]);
-}
-
-#[test]
-fn a_runtime_that_is_killed() {
-    explore(Scenario::NoRuntime, &[Source::Etcd]);
-}
-
-#[test]
-fn a_collection() {
-    explore(Scenario::Gc, &[Source::Etcd]);
-}
-
-#[test]
-fn a_restart() {
-    explore(Scenario::Restart, &[Source::Etcd, Source::CustomResources]);
-}
-
-#[test]
-fn a_reboot() {
-    explore(Scenario::Reboot, &[Source::Etcd]);
-}
+every_scenario!();
 
 fn number<T: std::str::FromStr>(variable: &str, default: T) -> T {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
