@@ -28,7 +28,7 @@ const IPV4_ID: usize = 4;
 /// Offset of the flags in a TCP header.
 const TCP_FLAGS: usize = 13;
 /// Bytes of an ICMP error before what it quotes.
-const QUOTE: usize = 8;
+pub(super) const QUOTE: usize = 8;
 
 /// Where a packet's transport header is, and whether it is there.
 #[derive(Clone, Copy)]

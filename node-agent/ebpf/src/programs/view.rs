@@ -14,7 +14,7 @@ use basal_ebpf::{
 use basal_maps::{config::Config, flow::End, reason::Reason};
 use zerocopy::big_endian::U16;
 
-use super::context::Frame;
+use super::{context::Frame, segment::QUOTE};
 
 /// A packet, as far as it matters where it goes.
 pub(super) struct View {
@@ -34,9 +34,6 @@ const WORDS: usize = size_of::<View>().div_ceil(8);
 /// A [`View`] for each CPU: no program of ours runs while another one does on the same.
 #[btf_map(name = "basal_view")]
 static VIEWS: PerCpuArray<[u64; WORDS], 1> = PerCpuArray::new();
-
-/// Bytes of an ICMP error before what it quotes.
-const QUOTE: usize = 8;
 
 /// In answers of functions that are not inlined, which are numbers: it went well. Reasons are larger.
 const SEEN: u32 = 0;
@@ -71,7 +68,8 @@ fn look(frame: &Frame, view: &mut View) -> u32 {
     SEEN
 }
 
-/// Looks which connection a packet is about; false when it is about none.
+/// Looks which connection a packet is about; false when it is about none. That nobody asks: a function without an answer
+/// would leave a pointer in the answer's register, which the verifier refuses.
 #[inline(never)]
 fn look_for_connection(frame: &Frame, view: &mut View) -> bool {
     let Packet { family, protocol: number, .. } = view.packet;
